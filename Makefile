@@ -1,0 +1,68 @@
+# Everything that is done with a checkout. `make demo` and `make test` need Python 3.10 or newer, make and git, nothing
+# else: they set up .venv first (some minutes and about 4 GB, once).
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint typecheck check-size train benchmark-speed clean
+
+# The first Python that can make a virtual environment; 3.11 first, because the requirements were pinned with it.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
+	$$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+# Exactly this version, and as a step of its own: any looser requirement makes pip take the newest build, which on Linux
+# brings several GB of CUDA. Where pip finds a CPU build of this version (--find-links), it prefers that one.
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+PYTEST_ARGS ?=
+TRAINING_DATA ?= ../shared/data
+
+# The name of the stamp changes with the files that say what is installed, so a change to them sets up again.
+SET_UP := .venv/.set-up-$(shell cat requirements/*.lock pyproject.toml setup.py | cksum | cut -d ' ' -f 1)
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+
+venv: $(SET_UP)  ## set up .venv (the other targets do it by themselves)
+
+$(SET_UP):
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || \
+		{ echo "No Python 3.10 or newer with venv and ensurepip found: install one (Debian: python3-venv)" >&2; exit 1; }
+	@echo "Setting up .venv: some minutes the first time"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	lock=requirements/dev-$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])').lock; \
+	test -f $$lock || lock=requirements/dev.lock; \
+	$(BIN)/python -m pip install --quiet -r $$lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	rm -f .venv/.set-up-*
+	touch $@
+
+demo: venv  ## one labelled slice of a brain template -> the whole volume, in demo_output/
+	$(BIN)/mvg demo
+
+# pytest comes last, so that its closing line is the last one.
+test: lint typecheck check-size  ## all checks, then the tests with coverage (PYTEST_ARGS="-k name -x" to choose)
+	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+lint: venv  ## ruff
+	$(BIN)/ruff check .
+
+typecheck: venv  ## pyright, for the oldest and the newest supported Python
+	$(BIN)/pyright --pythonversion 3.10
+	$(BIN)/pyright --pythonversion 3.13
+
+check-size: venv  ## refuse a repository that has grown too large to clone
+	$(BIN)/python scripts/check_size.py
+
+train: venv  ## train the shipped network on ../shared/data; interrupted runs are resumed (ARGS="..." are passed on)
+	$(BIN)/python -m mvg_core.training.recipe start --data $(TRAINING_DATA) --out runs/start $(ARGS)
+	$(BIN)/python -m mvg_core.training.recipe finish --data $(TRAINING_DATA) --out runs/finish \
+		--initial runs/start/weights.pt $(ARGS)
+
+benchmark-speed: venv  ## seconds per slice and peak memory on this machine
+	$(BIN)/python benchmarks/speed.py $(ARGS)
+
+clean:  ## remove what can be made again, except .venv
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml htmlcov demo_output
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

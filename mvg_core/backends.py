@@ -1,0 +1,294 @@
+"""The network behind one small interface, so that the rest of inference is plain NumPy.
+
+Shape letters: B slices, S prompts, H W pixels (multiples of 16).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from mvg_core.weights import WeightsError, file_sha256, find_weights, onnx_folders
+
+BackendChoice = Literal["auto", "torch", "onnx"]
+Encoded = Any
+"""What a backend knows of prompts; only the backend that made it can read it."""
+
+PIXEL_MULTIPLE = 16
+ONNX_PROMPT, ONNX_QUERY = "model_prompt.onnx", "model_query.onnx"
+"""The two halves of an exported network: encoding a prompt, painting queries."""
+ONNX_METADATA = ("mvg_network", "mvg_card", "mvg_checkpoint_sha256")
+"""Keys in both files: configuration (JSON), card (JSON), checksum of the weight file they were made from."""
+
+N_CODEBOOKS = 3
+"""Encoded prompts end with this many codebooks, which add up; all before are tokens along axis 2."""
+
+
+class MissingBackendError(RuntimeError):
+    """No package that can run the network is installed."""
+
+
+class Backend(Protocol):
+    """Runs the network.
+
+    Attributes:
+        name: for reports.
+        size: native side of a slice in pixels.
+        checkpoint_sha256: of the weight file; empty if there is none.
+        card: what is known of the weights: licence, training data, numbers.
+    """
+
+    name: str
+    size: int
+    checkpoint_sha256: str
+    card: dict[str, Any]
+
+    def encode(self, image: npt.NDArray[np.float32], label: npt.NDArray[np.float32]) -> Encoded:
+        """Encode one prompt, image (H, W) and painted label (H, W, 3) in [0, 1]."""
+        ...
+
+    def merge(self, encoded: Sequence[Encoded]) -> Encoded:
+        """What several encoded prompts say together."""
+        ...
+
+    def paint(self, queries: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArray[np.float32]:
+        """Paint the labels of queries (B, H, W) in [0, 1] -> float32 (B, H, W, 3), nominally in [0, 1]."""
+        ...
+
+
+class TorchBackend:
+    """The network in PyTorch.
+
+    Args:
+        network: a `CompactPainter`.
+        device: torch device; `auto` takes a GPU if there is one.
+        checkpoint_sha256: of its weight file.
+
+    Raises:
+        ValueError: the device cannot be used.
+    """
+
+    name = "torch"
+
+    def __init__(self, network: Any, device: str = "auto", checkpoint_sha256: str = "") -> None:
+        import torch
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.device = torch.device(device)
+            # Convolutions are fastest with channels last, on CPUs too.
+            self._network = network.eval().to(self.device, memory_format=torch.channels_last)
+        except (RuntimeError, AssertionError) as error:
+            raise _unusable(device, str(error).splitlines()[0]) from error
+        self.size = int(network.config.size)
+        self.card: dict[str, Any] = dict(network.card)
+        self.checkpoint_sha256 = checkpoint_sha256
+
+    def encode(self, image: npt.NDArray[np.float32], label: npt.NDArray[np.float32]) -> Encoded:
+        """Encode one prompt."""
+        import torch
+
+        _check_side(image.shape)
+        with torch.inference_mode():
+            images = self._tensor(image)[None, None, None]
+            labels = self._tensor(np.moveaxis(label, -1, 0))[None, None]
+            return self._network.encode(images, labels)
+
+    def merge(self, encoded: Sequence[Encoded]) -> Encoded:
+        """Join tokens, add codebooks."""
+        import torch
+
+        with torch.inference_mode():
+            return _merged(encoded, lambda parts: torch.cat(parts, dim=2))
+
+    def paint(self, queries: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArray[np.float32]:
+        """Paint the labels of queries."""
+        import torch
+
+        _check_side(queries.shape)
+        with torch.inference_mode():
+            painted = self._network.paint(self._tensor(queries)[:, None], encoded)
+        return painted.permute(0, 2, 3, 1).float().cpu().numpy()
+
+    def _tensor(self, array: npt.NDArray[np.float32]) -> Any:
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
+
+
+class OnnxBackend:
+    """The network in ONNX Runtime, from the two files that `mvg export-onnx` writes.
+
+    Args:
+        folder: holds the files.
+        device: `auto`, `cpu` or `cuda`; `auto` takes a GPU if this build of ONNX Runtime can use one.
+        threads: most CPU threads; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        WeightsError: a file is missing or damaged, or the two do not belong together.
+        ValueError: the device cannot be used.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, folder: Path, device: str = "auto", threads: int | None = None) -> None:
+        providers = _onnx_providers(device)
+        self._prompt = _onnx_session(folder / ONNX_PROMPT, providers, threads)
+        self._query = _onnx_session(folder / ONNX_QUERY, providers, threads)
+        written = [session.get_modelmeta().custom_metadata_map for session in (self._prompt, self._query)]
+        if written[0] != written[1] or not set(ONNX_METADATA) <= set(written[0]):
+            raise WeightsError(f"{ONNX_PROMPT} and {ONNX_QUERY} in {folder} do not belong together, or are not ours: "
+                               "run `mvg export-onnx` again")
+        network, card, self.checkpoint_sha256 = (written[0][key] for key in ONNX_METADATA)
+        self.size = int(json.loads(network)["size"])
+        self.card: dict[str, Any] = json.loads(card)
+        self._names = [output.name for output in self._prompt.get_outputs()]
+
+    def encode(self, image: npt.NDArray[np.float32], label: npt.NDArray[np.float32]) -> Encoded:
+        """Encode one prompt."""
+        _check_side(image.shape)
+        return self._prompt.run(self._names, {"image": _float32(image)[None, None, None],
+                                              "label": _float32(np.moveaxis(label, -1, 0))[None, None]})
+
+    def merge(self, encoded: Sequence[Encoded]) -> Encoded:
+        """Join tokens, add codebooks."""
+        return _merged(encoded, lambda parts: np.concatenate(parts, axis=2))
+
+    def paint(self, queries: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArray[np.float32]:
+        """Paint the labels of queries."""
+        _check_side(queries.shape)
+        known = dict(zip(self._names, encoded, strict=True))
+        (painted,) = self._query.run(None, {"image": _float32(queries)[:, None], **known})
+        return np.moveaxis(painted, 1, -1)
+
+
+def load_backend(name_or_path: str | os.PathLike[str] = "mvg_compact", *, backend: BackendChoice = "auto",
+                 device: str = "auto", threads: int | None = None) -> Backend:
+    """The backend for a weight file.
+
+    Args:
+        name_or_path: see `find_weights`.
+        backend: `torch`, `onnx` (files that `mvg export-onnx` made from these weights, see `onnx_folders`), or `auto`:
+            PyTorch if it is installed.
+        device: `auto`, `cpu`, `cuda`, ...
+        threads: most CPU threads; None leaves the choice to the package.
+
+    Raises:
+        MissingBackendError: the package is not installed, or neither of them.
+        WeightsError, CheckpointError: the weights are missing, damaged or of another kind.
+        ValueError: unknown backend, or a device that cannot be used.
+    """
+    backend = _available(backend)
+    path = find_weights(name_or_path)
+    return _load_torch(path, device, threads) if backend == "torch" else _load_onnx(path, device, threads)
+
+
+def _load_torch(path: Path, device: str, threads: int | None) -> TorchBackend:
+    import torch
+
+    from mvg_core.network.checkpoint import load_network
+    from mvg_core.network.errors import CheckpointError
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    network = load_network(path)
+    if network.config.architecture != "compact":
+        raise CheckpointError(f"{path} holds a {network.config.architecture!r} network: prediction needs a 'compact' "
+                              "one, which encodes prompts on their own")
+    return TorchBackend(network, device, file_sha256(path))
+
+
+def _load_onnx(path: Path, device: str, threads: int | None) -> OnnxBackend:
+    folders = onnx_folders(path)
+    found = [folder for folder in folders if (folder / ONNX_PROMPT).is_file() and (folder / ONNX_QUERY).is_file()]
+    if not found:
+        raise WeightsError(f"{ONNX_PROMPT} and {ONNX_QUERY} are in none of {', '.join(map(str, folders))}: run "
+                           "`mvg export-onnx` (where PyTorch is installed)")
+    expected = file_sha256(path)
+    for folder in found:
+        backend = OnnxBackend(folder, device, threads)
+        if backend.checkpoint_sha256 == expected:
+            return backend
+    raise WeightsError(f"the ONNX files in {', '.join(map(str, found))} were made from other weights than {path}: run "
+                       "`mvg export-onnx` again")
+
+
+def _available(backend: BackendChoice) -> Literal["torch", "onnx"]:
+    """The backend that is meant, if its package is installed."""
+    if backend not in get_args(BackendChoice):
+        raise ValueError(f"backend {backend!r} is unknown: use one of {', '.join(get_args(BackendChoice))}")
+    if backend != "onnx" and _is_installed("torch"):
+        return "torch"
+    if backend != "torch" and _is_installed("onnxruntime"):
+        return "onnx"
+    missing = {"auto": "neither PyTorch nor ONNX Runtime is", "torch": "PyTorch is not", "onnx": "ONNX Runtime is not"}
+    extra = "onnx" if backend == "onnx" else "torch"
+    raise MissingBackendError(f"{missing[backend]} installed, so the network cannot be run: pip install "
+                              f"'mvg-core[{extra}]' (in a checkout: pip install '.[{extra}]')")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # something that pretends to be the package, or forbids it
+        return False
+
+
+def _onnx_providers(device: str) -> list[str]:
+    import onnxruntime
+
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    has_cuda = cuda in onnxruntime.get_available_providers()
+    if device == "cpu" or (device == "auto" and not has_cuda):
+        return [cpu]
+    if device not in ("auto", "cuda"):
+        raise _unusable(device, "ONNX Runtime is used with 'cpu' and 'cuda' only")
+    if not has_cuda:
+        raise _unusable(device, "this build of ONNX Runtime has no CUDA")
+    return [cuda, cpu]
+
+
+def _onnx_session(path: Path, providers: list[str], threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: run `mvg export-onnx` (where PyTorch is installed)")
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # its errors have no common class
+        raise WeightsError(f"{path} cannot be loaded ({str(error).splitlines()[0]}): run `mvg export-onnx` again"
+                           ) from error
+
+
+def _merged(encoded: Sequence[Encoded], join: Callable[[tuple], Any]) -> Encoded:
+    """Several encoded prompts as one: tokens side by side, codebooks added up."""
+    if len(encoded) == 1:
+        return encoded[0]
+    parts = list(zip(*encoded, strict=True))
+    tokens, codebooks = parts[:-N_CODEBOOKS], parts[-N_CODEBOOKS:]
+    return [join(each) for each in tokens] + [sum(each[1:], each[0]) for each in codebooks]
+
+
+def _check_side(shape: tuple[int, ...]) -> None:
+    if any(side % PIXEL_MULTIPLE for side in shape[-2:]):
+        raise ValueError(f"slices of {shape[-2]} x {shape[-1]} pixels do not fit the network: both sides must be "
+                         f"multiples of {PIXEL_MULTIPLE}")
+
+
+def _float32(array: npt.NDArray) -> npt.NDArray[np.float32]:
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _unusable(device: str, reason: str) -> ValueError:
+    return ValueError(f"device {device!r} cannot be used ({reason}): use 'auto' or 'cpu'")

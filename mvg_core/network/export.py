@@ -1,0 +1,114 @@
+"""The network as two ONNX files, for machines without PyTorch.
+
+One file encodes a prompt, the other paints queries that read what the first one returned, so a prompt is encoded once
+and prompts are joined outside (`mvg_core.backends`). Free are the number of queries, the number of prompt tokens, and
+the sides of the slices (multiples of 16; the prompts' and the queries' are the same).
+
+Shape letters: B queries, H W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvg_core.backends import N_CODEBOOKS, ONNX_METADATA, ONNX_PROMPT, ONNX_QUERY
+from mvg_core.network.checkpoint import ConfiguredModule
+
+# Old enough for every ONNX Runtime that runs with a supported NumPy; group normalisation came later and is spelt out.
+OPSET = 17
+
+
+class _PromptEncoder(nn.Module):
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        """(1, 1, 1, H, W) and (1, 1, 3, H, W) -> the tensors of `encode`."""
+        return tuple(self.network.encode(image, label))
+
+
+class _QueryPainter(nn.Module):
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor, *encoded: Tensor) -> Tensor:
+        """(B, 1, H, W) and what the prompts say -> (B, 3, H, W)."""
+        return self.network.paint(image, list(encoded))
+
+
+def export_onnx(network: ConfiguredModule, folder: Path, *, checkpoint_sha256: str = "") -> tuple[Path, Path]:
+    """Write `model_prompt.onnx` and `model_query.onnx`; older ones are replaced once both are complete.
+
+    Needs the package onnx. Both files carry the network's configuration, its card and the checksum.
+
+    Args:
+        network: a `CompactPainter`; not changed.
+        folder: made if it is missing.
+        checkpoint_sha256: of the weight file that the network came from, see `weights.file_sha256`.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        ValueError: the network is not of the compact architecture.
+    """
+    if network.config.architecture != "compact":
+        raise ValueError(f"a {network.config.architecture!r} network cannot be exported in two parts: its prompts and "
+                         "queries are computed together, only 'compact' ones encode prompts on their own")
+    # In single precision on the CPU, whatever the caller trains with.
+    exported = copy.deepcopy(network).eval().float().cpu()
+    written = json.dumps(network.config.to_json()), json.dumps(network.card), checkpoint_sha256
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
+        for path in _export_both(exported, Path(temporary)):
+            _write_metadata(path, dict(zip(ONNX_METADATA, written, strict=True)))
+        for name in (ONNX_PROMPT, ONNX_QUERY):
+            os.replace(Path(temporary) / name, folder / name)
+    return folder / ONNX_PROMPT, folder / ONNX_QUERY
+
+
+def _export_both(network: nn.Module, folder: Path) -> tuple[Path, Path]:
+    side = network.config.size  # type: ignore[union-attr]
+    image, label = torch.zeros(1, 1, 1, side, side), torch.zeros(1, 1, 3, side, side)
+    with torch.no_grad():
+        encoded = network.encode(image, label)  # type: ignore[operator]
+    names = [f"encoded_{number}" for number in range(len(encoded))]
+    # Every pair of keys and values has its own number of tokens: 1/16 and 1/8 of the side.
+    tokens = {name: {2: f"tokens_{number // 2}"} for number, name in enumerate(names[:-N_CODEBOOKS])}
+    prompt_axes = {"image": {3: "height", 4: "width"}, "label": {3: "height", 4: "width"}}
+    query_axes = {"image": {0: "queries", 2: "height", 3: "width"}, "painted": {0: "queries", 2: "height", 3: "width"}}
+    _export(_PromptEncoder(network), (image, label), folder / ONNX_PROMPT, ["image", "label"], names,
+            {**prompt_axes, **tokens})
+    _export(_QueryPainter(network), (torch.zeros(2, 1, side, side), *encoded), folder / ONNX_QUERY, ["image", *names],
+            ["painted"], {**query_axes, **tokens})
+    return folder / ONNX_PROMPT, folder / ONNX_QUERY
+
+
+def _export(module: nn.Module, arguments: tuple[Tensor, ...], path: Path, inputs: list[str], outputs: list[str],
+            axes: dict[str, dict[int, str]]) -> None:
+    with warnings.catch_warnings():
+        # The newer exporter writes the same numbers, but takes twenty times as long.
+        warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX export", DeprecationWarning)
+        # Shapes that are computed with are traced as such; the tests compare sizes that were not traced.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        torch.onnx.export(module.eval(), arguments, path, input_names=inputs, output_names=outputs, dynamic_axes=axes,
+                          opset_version=OPSET, dynamo=False)
+
+
+def _write_metadata(path: Path, texts: dict[str, str]) -> None:
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, texts)
+    onnx.save(model, path)

@@ -1,0 +1,492 @@
+"""From a query volume and solved references to an answer on the query's own grid.
+
+Slices are cut, painted and put back block by block, so memory beyond the input stays small however many there are.
+
+Shape letters: N slices, B slices of one block, S side of a network slice, L labels.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mvg_core import __version__
+from mvg_core.backends import Backend, BackendChoice, Encoded, load_backend
+from mvg_core.codecs import ImageCodec, LabelCodec, PaletteKind, label_groups, merge_groups
+from mvg_core.intensity import IntensityScaling, check_finite, looks_like_ct
+from mvg_core.prompts import Prompt, Support, nearest
+from mvg_core.references import (
+    PromptSource,
+    Reference,
+    check_not_constant,
+    choose_axis,
+    common_spacing,
+    hole_mask,
+    marked_slices,
+    plan_for,
+    scaled_slices,
+)
+from mvg_core.slices import SlicePlan
+from mvg_core.tasks import Task
+from mvg_core.volume import GeometryError, Volume
+
+CT_IMAGE_WINDOW_HU = (-1000.0, 1000.0)
+"""Image-to-image tasks on CT see everything from air to bone; soft-tissue windows are for segmentation."""
+LARGEST_IMAGE_SIZE = 512
+"""Image-to-image tasks run at the query's own resolution up to this many pixels a side."""
+PIXEL_MULTIPLE = 16
+BLOCK = 8
+Progress = Callable[[int, int], None]
+Labels = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
+
+
+class PredictionWarning(UserWarning):
+    """The prediction was made, but something about the input deserves a look."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """An answer, always on the query's own geometry.
+
+    Attributes:
+        volume: label map (uint8), or image (float32; float64 if the query's type needs it) in the query's units; for
+            synthesis float32 in the units of the first reference's target.
+        confidence: float32 in [0, 1]; None for image-to-image tasks.
+        provenance: versions, checkpoint, task, prompts, seconds and warnings; JSON-serialisable.
+    """
+
+    volume: Volume
+    confidence: Volume | None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+class Predictor:
+    """Paints slices and volumes.
+
+    Args:
+        backend: runs the network.
+        n_prompts: most prompts that serve one slice, the nearest in position.
+        palette: colours of segmentations, see `codecs.palette`.
+        cached_prompts: encoded prompts kept for reuse, where one slice does not need more (prompts x label groups).
+        block: most slices painted at once; more is faster on a GPU.
+    """
+
+    def __init__(self, backend: Backend, *, n_prompts: int = 3, palette: PaletteKind = "wide",
+                 cached_prompts: int = 32, block: int = BLOCK) -> None:
+        for name, number in (("n_prompts", n_prompts), ("cached_prompts", cached_prompts), ("block", block)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        self.backend, self.palette = backend, palette
+        self.n_prompts, self.cached_prompts, self.block = n_prompts, cached_prompts, block
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str] = "mvg_compact", *, backend: BackendChoice = "auto",
+             device: str = "auto", threads: int | None = None, **settings: Any) -> Predictor:
+        """Load weights by name or path; `settings` go to the constructor, the rest to `load_backend`.
+
+        Raises:
+            MissingBackendError, WeightsError, CheckpointError: see `load_backend`.
+        """
+        return cls(load_backend(name_or_path, backend=backend, device=device, threads=threads), **settings)
+
+    def predict_slices(self, queries: npt.NDArray[np.floating], support: Support,
+                       positions: Sequence[float] | None = None) -> tuple[npt.NDArray, npt.NDArray | None]:
+        """Answer slices that are already on the network's grid.
+
+        Args:
+            queries: (N, S, S) in [0, 1], of the prompts' size.
+            support: prompts.
+            positions: of the queries, on the scale of `Prompt.position_mm`; None if unknown.
+
+        Returns:
+            Segmentation: labels uint8 (N, S, S) and confidence float32 (N, S, S). Else: images float32 (N, S, S) in
+            [0, 1] and None.
+
+        Raises:
+            ValueError: queries of another size than the prompts, NaN or outside [0, 1], or too few positions.
+        """
+        queries = _checked_queries(queries, support, positions)
+        shown = [labels_of(prompt) for prompt in support.prompts] if support.task.is_segmentation else []
+        painter = _Painter(self, support.task, [prompt.position_mm for prompt in support.prompts],
+                           support.prompts.__getitem__, set().union(*shown))
+        blocks = painter.blocks(range(len(queries)), [None] * len(queries) if positions is None else positions)
+        if not support.task.is_segmentation:
+            images = np.empty(queries.shape, np.float32)
+            for numbers, prompts in blocks:
+                images[numbers] = painter.image(queries[numbers], prompts)
+            return images, None
+        labels, confidence = np.empty(queries.shape, np.uint8), np.empty(queries.shape, np.float32)
+        for numbers, prompts in blocks:
+            decoded = [_decide(p, codec) for p, codec in painter.probabilities(queries[numbers], prompts)]
+            labels[numbers], confidence[numbers] = merge_groups(decoded or [_background(queries[numbers].shape)])
+        return labels, confidence
+
+    def predict_volume(self, query: Volume, references: Reference | Sequence[Reference], task: Task | None = None, *,
+                       plane: str | int = "auto", hole: Volume | None = None, window: tuple[float, float] | None = None,
+                       progress: Progress | None = None) -> Prediction:
+        """Answer every slice of a volume.
+
+        Where a reference is the query itself (one labelled slice -> volume), its labelled slices are kept as they are.
+
+        Args:
+            query: what to solve; any grid, in the units of its file.
+            references: at least one; of the query itself or of other subjects.
+            task: None segments with the labels that the references show; so does a segmentation that names none.
+            plane: `auto`, `axial`, `coronal`, `sagittal` or an index axis.
+            hole: label map on the query's grid, non-zero where the image is missing; inpainting only. What the query
+                holds there is never looked at, and may be NaN.
+            window: intensities shown as black and white; None chooses (CT: a fixed window, else percentiles).
+            progress: called with slices done and slices in all.
+
+        Returns:
+            The answer on the query's grid. Denoising leaves voxels beyond the window as they are, inpainting all
+            outside the hole.
+
+        Raises:
+            GeometryError: a label, hole or plane does not fit.
+            ValueError: NaN, a constant query, an empty or fractional label; says what to do.
+        """
+        started = time.perf_counter()
+        references = [references] if isinstance(references, Reference) else list(references)
+        if not references:
+            raise ValueError("no reference given: the network needs at least one solved example")
+        run = _VolumeRun(self, query, references, task or Task.segmentation(), plane, hole, window)
+        for message in run.warnings:
+            warnings.warn(message, PredictionWarning, stacklevel=2)
+        volume, confidence = run.segment(progress) if run.task.is_segmentation else (run.paint_image(progress), None)
+        return Prediction(volume, confidence, run.provenance(time.perf_counter() - started))
+
+
+def labels_of(prompt: Prompt) -> set[int]:
+    """The labels that a segmented prompt shows, without background."""
+    return set(np.unique(prompt.label).tolist()) - {0}
+
+
+# --- painting slices ---
+
+_T = TypeVar("_T")
+
+
+class _Recent(Generic[_T]):
+    """Keeps the last few things that were made."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[Hashable, _T] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What was made for the key, or make it now."""
+        if key not in self._kept:
+            self._kept[key] = make()
+            if len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
+class _Painter:
+    """Cuts and encodes prompts when they are needed, and paints slices with the nearest of them.
+
+    Args:
+        predictor: the settings.
+        task: what the prompts show.
+        positions: of all prompts.
+        cut: gives a prompt by its index.
+        labels: what all prompts show together; none for image-to-image tasks.
+    """
+
+    def __init__(self, predictor: Predictor, task: Task, positions: Sequence[float | None],
+                 cut: Callable[[int], Prompt], labels: Iterable[int]) -> None:
+        self._backend, self._task, self._cut = predictor.backend, task, cut
+        self._positions, self._n_prompts, self._block = positions, predictor.n_prompts, predictor.block
+        self._codecs = [LabelCodec.for_labels(group, predictor.palette) for group in label_groups(sorted(labels))]
+        n_groups = max(1, len(self._codecs))
+        # A slice is painted group by group: with less room, its prompts would be encoded again for the next slice.
+        self._encoded: _Recent[Encoded] = _Recent(max(predictor.cached_prompts, predictor.n_prompts * n_groups))
+        self._merged: _Recent[Encoded] = _Recent(n_groups)
+        self._prompts: _Recent[Prompt] = _Recent(predictor.n_prompts)
+        self._labels: dict[int, set[int]] = {}
+
+    def blocks(self, numbers: Iterable[int], positions: Sequence[float | None]) -> Iterator[tuple[list[int],
+                                                                                                  tuple[int, ...]]]:
+        """Slice numbers that are painted together, with the prompts that serve them; not in the order given."""
+        served: dict[tuple[int, ...], list[int]] = {}
+        for number in numbers:
+            chosen = nearest(self._positions, positions[number], self._n_prompts)
+            served.setdefault(tuple(sorted(chosen)), []).append(number)
+        for prompts in sorted(served):
+            waiting = served[prompts]
+            for start in range(0, len(waiting), self._block):
+                yield waiting[start : start + self._block], prompts
+
+    def probabilities(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...]) -> Iterator[tuple[
+            npt.NDArray[np.float32], LabelCodec]]:
+        """For each group with labels that the prompts show: probabilities (B, S, S, 1 + L) and their codec."""
+        shown = set().union(*(self._labels_of(index) for index in prompts))
+        for group, codec in enumerate(self._codecs):
+            known = _restricted(codec, shown)
+            if known is not None:
+                yield known.probabilities(self._painted(queries, prompts, group)), known
+
+    def image(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Painted images (B, S, S) in [0, 1]."""
+        return ImageCodec().decode(self._painted(queries, prompts, 0))
+
+    def _painted(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...], group: int) -> npt.NDArray:
+        encoded = self._merged.get((prompts, group), lambda: self._backend.merge(
+            [self._encoded.get((index, group), lambda index=index: self._encode(index, group)) for index in prompts]))
+        return self._backend.paint(queries, encoded)
+
+    def _encode(self, index: int, group: int) -> Encoded:
+        prompt = self._prompt(index)
+        if not self._task.is_segmentation:
+            return self._backend.encode(prompt.image, ImageCodec().encode(prompt.label))
+        codec = self._codecs[group]
+        label = np.where(np.isin(prompt.label, codec.labels), prompt.label, 0)
+        return self._backend.encode(prompt.image, codec.encode(label))
+
+    def _prompt(self, index: int) -> Prompt:
+        return self._prompts.get(index, lambda: self._cut(index))
+
+    def _labels_of(self, index: int) -> set[int]:
+        if index not in self._labels:
+            self._labels[index] = labels_of(self._prompt(index))
+        return self._labels[index]
+
+
+def _restricted(codec: LabelCodec, shown: Collection[int]) -> LabelCodec | None:
+    """The codec without labels that are not shown, whose colours could only be hit by mistake; None without any."""
+    rows = [row for row, label in enumerate(codec.labels) if label in shown]
+    if not rows:
+        return None
+    return LabelCodec(tuple(codec.labels[row] for row in rows), codec.colours[[0, *(row + 1 for row in rows)]])
+
+
+def _decide(probabilities: npt.NDArray[np.float32], codec: LabelCodec) -> Labels:
+    """Most probable label (...) of probabilities (..., 1 + L), and its lead over the second as confidence (...)."""
+    best = probabilities.argmax(axis=-1)
+    top = np.partition(probabilities, -2, axis=-1)[..., -2:]
+    label_of_row = np.array([0, *codec.labels], dtype=np.uint8)
+    return label_of_row[best], np.clip(top[..., 1] - top[..., 0], 0, 1)
+
+
+def _background(shape: tuple[int, ...]) -> Labels:
+    """What is left where the prompts show no label: background, for certain."""
+    return np.zeros(shape, np.uint8), np.ones(shape, np.float32)
+
+
+def _checked_queries(queries: npt.NDArray[np.floating], support: Support,
+                     positions: Sequence[float] | None) -> npt.NDArray[np.float32]:
+    queries = np.asarray(queries, dtype=np.float32)
+    size = support.prompts[0].image.shape
+    if queries.ndim != 3 or queries.shape[1:] != size:
+        raise ValueError(f"queries must be (N, {size[0]}, {size[1]}) as the prompts are, got {queries.shape}: extract "
+                         "them with one plan")
+    if queries.size and not (queries.min() >= -1e-4 and queries.max() <= 1 + 1e-4):  # also refuses NaN
+        raise ValueError(f"queries must lie in [0, 1], got {queries.min():g} to {queries.max():g}: scale them "
+                         "(IntensityScaling.apply)")
+    if positions is not None and len(positions) != len(queries):
+        raise ValueError(f"{len(queries)} queries came with {len(positions)} positions: give one each, or None")
+    return queries
+
+
+# --- painting volumes ---
+
+
+class _VolumeRun:
+    """One call of `predict_volume`: everything that is fixed before the first slice is painted."""
+
+    def __init__(self, predictor: Predictor, query: Volume, references: Sequence[Reference], task: Task,
+                 plane: str | int, hole: Volume | None, window: tuple[float, float] | None) -> None:
+        self.query, self.task, self._backend = query, task, predictor.backend
+        self._hole = _checked_hole(hole, query, task)
+        visible = query.array if self._hole is None else query.array[~self._hole]
+        _check_visible(visible)
+        references = [reference.checked(task) for reference in references]
+        self._own = [reference.is_part_of(query) for reference in references]
+        self._scaling = _scaling(visible, task, window)
+        axis = choose_axis(references, query.geometry, task, plane)
+        self.plan, plans = _plans(query, references, axis, predictor.backend.size, task)
+        self._sources = [self._source(*each, window) for each in zip(references, plans, self._own, strict=True)]
+        self._slots = [(source, number) for source in self._sources for number in source.numbers]
+        if not self._slots:
+            raise ValueError("the references hold no solved slice: label at least one")
+        self._painter = _Painter(predictor, task, [at for source in self._sources for at in source.positions],
+                                 lambda index: self._slots[index][0].cut(self._slots[index][1]),
+                                 set().union(*(source.labels for source in self._sources)))
+        self.warnings = _modality_warnings(looks_like_ct(visible), references)
+
+    def segment(self, progress: Progress | None) -> tuple[Volume, Volume]:
+        """Label map and confidence."""
+        labels = np.zeros(self.query.geometry.shape, np.uint8)
+        confidence = np.zeros(self.query.geometry.shape, np.float32)
+        for numbers, queries, prompts in self._blocks(self.query.array, progress):
+            groups = list(self._painter.probabilities(queries, prompts))
+            for k, number in enumerate(numbers):
+                decoded = [_decide(self.plan.restore_slice(p[k]), codec) for p, codec in groups]
+                label, sure = merge_groups(decoded or [_background(_slice(labels, self.plan, number).shape)])
+                self.plan.insert(labels, number, label)
+                self.plan.insert(confidence, number, sure)
+        self._keep_solved_slices(labels, confidence)
+        return self.query.with_array(labels), self.query.with_array(confidence)
+
+    def paint_image(self, progress: Progress | None) -> Volume:
+        """The painted image, in the units of the query or of the synthesis target."""
+        if self.task.kind == "synthesis":
+            return self._synthesise(progress)
+        # Slices do not depend on each other, so each may be painted over as soon as it was cut.
+        image = self.query.array.astype(np.result_type(self.query.array.dtype, np.float32))
+        if self._hole is not None:
+            image[self._hole] = self._scaling.low  # or interpolation would let the hidden voxels shine through
+        for numbers, queries, prompts in self._blocks(image, progress):
+            painted = self._painter.image(queries, prompts)
+            for k, number in enumerate(numbers):
+                self._paint_over(_slice(image, self.plan, number), painted[k], number)
+        return self.query.with_array(image)
+
+    def provenance(self, seconds: float) -> dict[str, Any]:
+        """How the answer came about, for a report."""
+        n_slices = max(1, len(self._numbers()))
+        return {
+            "task": self.task.kind, "labels": {str(k): v for k, v in self.task.labels.items()},
+            "plane": self.query.geometry.plane_of_axis(self.plan.axis), "slices": self.plan.n_slices,
+            "network_size": self.plan.size, "pixel_spacing_mm": round(self.plan.spacing_mm, 6),
+            "intensity": self._scaling.to_json(), "prompts": self._described_prompts(), "seconds": round(seconds, 3),
+            "seconds_per_slice": round(seconds / n_slices, 4), "warnings": self.warnings,
+            "backend": self._backend.name, "checkpoint_sha256": self._backend.checkpoint_sha256,
+            "versions": {"mvg-core": __version__, "python": platform.python_version(), "numpy": np.__version__}}
+
+    def _described_prompts(self) -> list[dict[str, Any]]:
+        return [{"reference": source.reference.name, "slice": number, "relative_position": round(position, 4)}
+                for source in self._sources for number, position in zip(source.numbers, source.positions, strict=True)]
+
+    def _source(self, reference: Reference, plan: SlicePlan, own: bool, window: tuple[float, float] | None
+                ) -> PromptSource:
+        scaling = self._scaling if own else _scaling(reference.image.array, self.task, window)
+        label_scaling = None
+        if self.task.kind == "synthesis":
+            check_not_constant(reference.label.array, f"{reference.name} label")
+            label_scaling = _scaling(reference.label.array, self.task, None)
+        elif not self.task.is_segmentation:
+            label_scaling = scaling
+        return PromptSource(reference, plan, self.task, scaling, label_scaling)
+
+    def _blocks(self, array: npt.NDArray, progress: Progress | None) -> Iterator[tuple[
+            list[int], npt.NDArray[np.float32], tuple[int, ...]]]:
+        """Slice numbers, these slices of `array` scaled, and the prompts that serve them."""
+        to_paint, done = self._numbers(), 0
+        for numbers, prompts in self._painter.blocks(to_paint, self.plan.relative_positions.tolist()):
+            queries = scaled_slices(self.plan, array, numbers, self._scaling)
+            if self._hole is not None:
+                queries = np.where(self.plan.extract_label(self._hole, numbers) > 0, np.float32(0), queries)
+            yield numbers, queries, prompts
+            done += len(numbers)
+            if progress is not None:
+                progress(done, len(to_paint))
+
+    def _numbers(self) -> Sequence[int]:
+        if self._hole is None:
+            return range(self.plan.n_slices)
+        return marked_slices(self._hole, self.plan.axis)
+
+    def _synthesise(self, progress: Progress | None) -> Volume:
+        image = np.zeros(self.query.geometry.shape, np.float32)
+        target_scaling = self._sources[0].label_scaling
+        assert target_scaling is not None  # synthesis has one
+        for numbers, queries, prompts in self._blocks(self.query.array, progress):
+            painted = self._painter.image(queries, prompts)
+            for k, number in enumerate(numbers):
+                self.plan.insert(image, number, target_scaling.invert(self.plan.restore_slice(painted[k])))
+        return self.query.with_array(image)
+
+    def _paint_over(self, original: npt.NDArray, painted: npt.NDArray[np.float32], number: int) -> None:
+        """Put a painted slice (S, S) into the hole, or without one wherever the window could show the original."""
+        answer = self._scaling.invert(self.plan.restore_slice(painted))
+        if self._hole is None:
+            where = (original >= self._scaling.low) & (original <= self._scaling.high)
+        else:
+            where = _slice(self._hole, self.plan, number)
+        np.copyto(original, answer, where=where)
+
+    def _keep_solved_slices(self, labels: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32]) -> None:
+        for source, own in zip(self._sources, self._own, strict=True):
+            for number in source.numbers if own else ():
+                self.plan.insert(labels, number, _slice(source.reference.label.array, self.plan, number))
+                _slice(confidence, self.plan, number)[...] = 1
+
+
+def _slice(array: npt.NDArray, plan: SlicePlan, number: int) -> npt.NDArray:
+    """View of one slice of (I, J, K)."""
+    return np.moveaxis(array, plan.axis, 0)[number]
+
+
+def _plans(query: Volume, references: Sequence[Reference], axis: int, native: int, task: Task
+           ) -> tuple[SlicePlan, list[SlicePlan]]:
+    """How the query and each of the references are cut: all on one physical scale, except pictures."""
+    geometry = query.geometry
+    grids = [reference.image.geometry for reference in references]
+    fit = SlicePlan.for_volume(geometry, axis, size=native)
+    axes = [axis, *(plan_for(grid, fit, None).axis for grid in grids)]
+    spacing_mm = common_spacing([geometry, *grids], axes, native)
+    plan = replace(fit, spacing_mm=spacing_mm or fit.spacing_mm)
+    if not task.is_segmentation:
+        plan = _at_own_resolution(plan)
+    return plan, [plan_for(grid, plan, plan.spacing_mm if spacing_mm or grid.is_close(geometry) else None)
+                  for grid in grids]
+
+
+def _at_own_resolution(fit: SlicePlan) -> SlicePlan:
+    """A plan that shows as much as `fit`, with the pixels of its volume if that takes more of them; within limits."""
+    longest_mm = fit.spacing_mm * fit.size
+    pixel_mm = min(fit.geometry.spacing_mm[axis] for axis in range(3) if axis != fit.axis)
+    # Rounding: 192 pixels of 0.7 mm are not 193.
+    pixels = int(np.ceil(longest_mm / pixel_mm / PIXEL_MULTIPLE - 1e-6)) * PIXEL_MULTIPLE
+    if pixels <= fit.size:
+        return fit
+    if pixels <= LARGEST_IMAGE_SIZE:
+        return replace(fit, size=pixels, spacing_mm=pixel_mm)
+    size = max(fit.size, LARGEST_IMAGE_SIZE)
+    return replace(fit, size=size, spacing_mm=longest_mm / size)
+
+
+def _checked_hole(hole: Volume | None, query: Volume, task: Task) -> npt.NDArray[np.bool_] | None:
+    if task.kind != "inpainting":
+        if hole is not None:
+            raise ValueError(f"a hole belongs to inpainting, not to {task.kind}: leave it out")
+        return None
+    if hole is None:
+        raise ValueError("inpainting needs a hole: a label map on the query's grid, non-zero where to paint")
+    if not hole.geometry.is_close(query.geometry):
+        raise GeometryError(f"the hole (shape {hole.geometry.shape}) must lie on the query's grid "
+                            f"(shape {query.geometry.shape}): resample it")
+    return hole_mask(hole.array, "the hole")
+
+
+def _check_visible(voxels: npt.NDArray) -> None:
+    """Refuse a query of which nothing can be seen."""
+    if not voxels.size:
+        raise ValueError("the hole covers the whole query: leave some of it visible")
+    check_finite(voxels, "query")
+    check_not_constant(voxels, "the query")
+
+
+def _scaling(voxels: npt.NDArray, task: Task, window: tuple[float, float] | None) -> IntensityScaling:
+    if window is None and not task.is_segmentation and looks_like_ct(voxels):
+        window = CT_IMAGE_WINDOW_HU
+    return IntensityScaling.for_volume(voxels, window=window)
+
+
+def _modality_warnings(is_ct: bool, references: Sequence[Reference]) -> list[str]:
+    here, there = ("CT", "not CT") if is_ct else ("not CT", "CT")
+    return [f"the query looks like {here}, {reference.name} like {there}: results across modalities are poor, use a "
+            "reference of the query's modality" for reference in references
+            if looks_like_ct(reference.image.array) != is_ct]

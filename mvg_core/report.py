@@ -1,0 +1,192 @@
+"""What a run leaves behind beside its images: checked before the work, written whole or not at all.
+
+Also the names of labels that people keep beside their label maps.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+
+from mvg_core import __version__
+from mvg_core.tasks import MAX_LABEL
+from mvg_core.volume_io import VolumeWriteError
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".png")
+"""What `write_volume` writes."""
+PACKAGES = ("numpy", "SimpleITK", "nibabel", "torch", "onnxruntime", "monai")
+"""Their versions can change a result."""
+
+Colour = tuple[int, int, int]
+
+# Slicer's color tables: number, name, red, green, blue, opacity; the name may hold spaces.
+_TABLE_LINE = re.compile(r"(\d+)\s+(.+?)(?:\s+(\d+)\s+(\d+)\s+(\d+)(?:\s+\d+)?)?")
+
+
+class NamesError(ValueError):
+    """A file of label names that cannot be understood."""
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def check_outputs(outputs: Mapping[Path, Iterable[str]], *, inputs: Iterable[Path] = (), overwrite: bool = False) -> None:
+    """Find out before a long run whether its results can be written after it.
+
+    Args:
+        outputs: files to be, each with the suffixes that it may have.
+        inputs: files that must not be replaced, whatever `overwrite` says.
+        overwrite: existing outputs may be replaced.
+
+    Raises:
+        VolumeWriteError: a suffix that cannot be written, an existing file, a missing or unwritable folder, or an output
+            that is also an input.
+    """
+    given = {path.resolve(): path for path in inputs}
+    for path, suffixes in outputs.items():
+        if not path.name.lower().endswith(tuple(suffixes)):
+            raise VolumeWriteError(f"{path}: cannot write this kind of file: choose {', '.join(suffixes)}")
+        if path.is_dir():
+            raise VolumeWriteError(f"{path} is a folder: give the name of a file")
+        if path.resolve() in given:
+            raise VolumeWriteError(f"{path} is read by this run, and would be replaced: choose another name")
+        if path.exists() and not overwrite:
+            raise VolumeWriteError(f"{path} exists: choose another name, or replace it with --overwrite")
+        check_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise VolumeWriteError unless a file can be made in `folder`."""
+    if not folder.is_dir():
+        raise VolumeWriteError(f"folder {folder} does not exist: create it first")
+    try:
+        # Permission bits do not tell (read-only mounts, network drives, administrators): trying does.
+        with tempfile.NamedTemporaryFile(prefix=".mvg-", dir=folder):
+            pass
+    except OSError as error:
+        raise VolumeWriteError(f"folder {folder} cannot be written to ({error.strerror}): choose another") from error
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder with the same suffix, so that the last step is a rename and cannot stop half way."""
+    return path.with_name(f".{uuid4().hex}{path.suffix}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text so that `path` holds all of it or is untouched.
+
+    Raises:
+        VolumeWriteError: no space, no permission.
+    """
+    temporary = temporary_beside(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise VolumeWriteError(f"{path}: could not be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Write a report as JSON; see `write_text`."""
+    write_text(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------------------ facts
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of mvg-core, Python and the installed packages that can change a result."""
+    versions = {"mvg-core": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def peak_memory_mb() -> float | None:
+    """Most memory that this process has held so far, in MB (10^6 bytes); None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    bytes_per_unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 1e6, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ names
+
+
+def read_names(path: Path) -> tuple[dict[int, str], dict[int, Colour]]:
+    """Names and colours of labels.
+
+    Args:
+        path: JSON or YAML that maps numbers to names; otherwise a text of lines `number name [red green blue
+            [opacity]]` as 3D Slicer's color tables (.ctbl, .txt) have, `#` starting a comment.
+
+    Returns:
+        Label number -> name, and label number -> colour (0 to 255) where one is given. Numbers above 255 are left out:
+        color tables may go on beyond what a label map here can hold.
+
+    Raises:
+        NamesError: missing file, or something else in it; says in which line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NamesError(f"{path}: the names cannot be read ({error}): give a JSON, YAML or text file") from error
+    if path.suffix.lower() in (".json", ".yaml", ".yml"):
+        names, colours = _names_of_mapping(path, text), {}
+    else:
+        names, colours = _names_of_table(path, text)
+    if not names:
+        raise NamesError(f"{path}: holds no names: write, for example, {{\"1\": \"liver\"}}")
+    return names, colours
+
+
+def _names_of_mapping(path: Path, text: str) -> dict[int, str]:
+    try:
+        content = yaml.safe_load(text)  # JSON is YAML too
+    except yaml.YAMLError as error:
+        raise NamesError(f"{path}: is neither JSON nor YAML ({str(error).splitlines()[0]}): correct it") from error
+    if not isinstance(content, Mapping):
+        raise NamesError(f"{path}: holds a {type(content).__name__}, needed numbers with names: {{\"1\": \"liver\"}}")
+    names = {}
+    for number, name in content.items():
+        if not str(number).isdecimal() or not isinstance(name, str):
+            raise NamesError(f"{path}: {number!r}: {name!r} is not a label number with its name, such as \"1\": \"liver\"")
+        if int(number) <= MAX_LABEL:
+            names[int(number)] = name
+    return names
+
+
+def _names_of_table(path: Path, text: str) -> tuple[dict[int, str], dict[int, Colour]]:
+    names, colours = {}, {}
+    for line_number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        found = _TABLE_LINE.fullmatch(line)
+        if found is None:
+            raise NamesError(f"{path}: line {line_number} is {line[:60]!r}, needed `number name red green blue opacity`")
+        number, name, *colour = found.groups()
+        if int(number) > MAX_LABEL:
+            continue
+        names[int(number)] = name
+        if colour[0] is not None:
+            colours[int(number)] = (int(colour[0]), int(colour[1]), int(colour[2]))
+    return names, colours

@@ -1,0 +1,1 @@
+"""Objectives, losses, episodes and the trainer that turn solved examples into a network."""

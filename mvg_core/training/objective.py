@@ -1,0 +1,138 @@
+"""The hybrid objective: which label patches an episode hides, and what the painted answer costs.
+
+*Autoregressive*: in the sequence prompt image, prompt label, query image, query label, the whole last element is painted
+from the ones before. *Masked*: random blocks of patches of all labels are hidden and painted. Because the network is
+segment-causal, a hidden prompt label is painted from the prompts alone, the query label from everything.
+
+Source: Ren et al. 2024, arXiv 2406.05565, section 3 (segmentation always autoregressive, other tasks 90 % masked).
+
+Shape letters: B episodes, N images of an episode (the query first), H W pixels, h w patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from mvg_core.network.compact import CompactPainter
+from mvg_core.training.episodes import KINDS, Episodes
+from mvg_core.training.losses import decoded_loss, painting_loss
+
+
+@dataclass(frozen=True)
+class HybridConfig:
+    """How the two objectives are mixed and weighted.
+
+    Attributes:
+        masked_share: probability of the masked objective for each kind of task; the rest is autoregressive.
+        hidden_ratio: share of label patches hidden by the masked objective.
+        block: side of a hidden block, in patches.
+        paint_prompts: whether the masked objective also paints the hidden patches of the prompt labels.
+        colour_weight: of the smooth-L1 on the colours of segmentations.
+        decoded_weight: of Dice + cross-entropy on the decoded colours of segmentations; 0 leaves them out.
+        image_weight: of the smooth-L1 on image-to-image targets.
+        temperature: squared colour distance that counts as one unit of evidence when colours are decoded.
+    """
+
+    masked_share: Mapping[str, float] = field(
+        default_factory=lambda: {kind: 0.0 if kind == "segmentation" else 0.9 for kind in KINDS}
+    )
+    hidden_ratio: float = 0.75
+    block: int = 2
+    paint_prompts: bool = True
+    colour_weight: float = 1.0
+    decoded_weight: float = 1.0
+    image_weight: float = 5.0
+    temperature: float = 0.1
+
+
+def draw_hidden(
+    kinds: Tensor, n_images: int, patches: int, config: HybridConfig, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Which label patches each episode hides.
+
+    Args:
+        kinds: (B,) index into `KINDS`.
+        n_images: N.
+        patches: patches on a side, h = w.
+        config: shares and ratio.
+        generator: source of randomness.
+
+    Returns:
+        hidden (B, N, h, w) with True = painted by the network, and masked (B,) with True = masked objective.
+    """
+    batch, device = len(kinds), generator.device
+    share = torch.tensor([config.masked_share.get(kind, 0.0) for kind in KINDS], device=device)[kinds]
+    masked = torch.rand(batch, generator=generator, device=device) < share
+    autoregressive = torch.zeros((batch, n_images, patches, patches), dtype=torch.bool, device=device)
+    autoregressive[:, 0] = True
+    coarse = -(-patches // config.block)
+    noise = torch.rand((batch, n_images, coarse, coarse), generator=generator, device=device)
+    noise = noise.repeat_interleave(config.block, 2).repeat_interleave(config.block, 3)[..., :patches, :patches]
+    rank = noise.flatten(2).argsort(dim=2, stable=True).argsort(dim=2).reshape(noise.shape)
+    blocks = rank < round(config.hidden_ratio * patches * patches)
+    return torch.where(masked[:, None, None, None], blocks, autoregressive), masked
+
+
+def hybrid_loss(
+    network: CompactPainter, episodes: Episodes, hidden: Tensor, masked: Tensor, config: HybridConfig
+) -> dict[str, Tensor]:
+    """Cost of one batch: `loss` to be minimised, and its parts for the record.
+
+    Args:
+        network: anything with `encode` and `paint`.
+        episodes: the batch.
+        hidden: (B, N, h, w), from `draw_hidden`.
+        masked: (B,), from `draw_hidden`.
+        config: weights.
+
+    Returns:
+        Scalars `loss`, `segmentation`, `image`, each the mean over its episodes (0 where there are none).
+    """
+    encoded = network.encode(episodes.images[:, 1:], episodes.labels[:, 1:], hidden[:, 1:])
+    painted = network.paint(episodes.images[:, 0], encoded, episodes.labels[:, 0], hidden[:, 0])
+    is_segmentation = episodes.kinds == 0
+    zero = painted.float().sum() * 0
+    parts = {"segmentation": zero, "image": zero}
+    if bool(is_segmentation.any()):
+        parts["segmentation"] = _segmentation_cost(painted, episodes, hidden, is_segmentation, config)
+    if not bool(is_segmentation.all()):
+        parts["image"] = _colour_cost(painted, episodes, hidden, ~is_segmentation, 0)
+    if config.paint_prompts and bool(masked.any()):
+        # A hidden prompt label is painted from the prompts alone: the prompt is its own query.
+        rows = masked.nonzero()[:, 0]
+        prompt = network.paint(
+            episodes.images[rows, 1], [e[rows] for e in encoded], episodes.labels[rows, 1], hidden[rows, 1]
+        )
+        whole = painted.new_zeros(painted.shape).index_copy(0, rows, prompt.to(painted.dtype))
+        image_rows = masked & ~is_segmentation
+        if bool(image_rows.any()):
+            parts["image"] = (parts["image"] + _colour_cost(whole, episodes, hidden, image_rows, 1)) / 2
+    share = is_segmentation.float().mean()
+    loss = share * parts["segmentation"] + (1 - share) * config.image_weight * parts["image"]
+    return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+
+def _colour_cost(painted: Tensor, episodes: Episodes, hidden: Tensor, rows: Tensor, image: int) -> Tensor:
+    return painting_loss(
+        painted[rows], episodes.labels[rows, image], hidden[rows, image], episodes.weights[rows, image]
+    )
+
+
+def _segmentation_cost(
+    painted: Tensor, episodes: Episodes, hidden: Tensor, rows: Tensor, config: HybridConfig
+) -> Tensor:
+    cost = config.colour_weight * _colour_cost(painted, episodes, hidden, rows, 0)
+    if config.decoded_weight > 0:
+        cost = cost + config.decoded_weight * decoded_loss(
+            painted[rows],
+            episodes.classes[rows, 0],
+            episodes.palette[rows],
+            episodes.in_palette[rows],
+            hidden[rows, 0],
+            config.temperature,
+        )
+    return cost

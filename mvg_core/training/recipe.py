@@ -1,0 +1,80 @@
+"""How the shipped weights are trained: two stages, one command each, resumable at any moment.
+
+    python -m mvg_core.training.recipe start --data ../shared/data --out runs/start
+    python -m mvg_core.training.recipe finish --data ../shared/data --out runs/finish --initial runs/start/weights.pt
+
+The first stage runs at 128 x 128 with a constant learning rate, so it can be stopped whenever there is no more time; the
+second lowers the learning rate at the native 192 x 192.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from mvg_core.network import create_network, preset
+from mvg_core.network.checkpoint import read_state
+from mvg_core.training.bank import SliceBank, build_bank
+from mvg_core.training.datasets import read_training_set
+from mvg_core.training.episodes import KINDS, EpisodeConfig
+from mvg_core.training.objective import HybridConfig
+from mvg_core.training.trainer import HybridTrainer, TrainingConfig
+
+TRAINING_SETS = ("brain_fetal_atlas", "brain_ms", "breast_us", "carotid_us", "fetal_head_us", "head_labelmaps",
+                 "headneck_ct", "nerve_us", "sarcoma_ct_pet_mr")
+
+DATASET_WEIGHTS = {"brain_fetal_atlas": 2.0, "headneck_ct": 3.0, "nerve_us": 1.5, "breast_us": 0.7, "carotid_us": 0.5,
+                   "brain_ms": 0.5}
+
+# Half of the image-to-image episodes are autoregressive, not a tenth as in the paper: that is what inference does, and
+# small networks have no episodes to spare.
+OBJECTIVE = HybridConfig(masked_share={kind: 0.0 if kind == "segmentation" else 0.5 for kind in KINDS})
+
+STAGES: dict[str, TrainingConfig] = {
+    "start": TrainingConfig(
+        episodes=EpisodeConfig(size=128, dataset_weights=DATASET_WEIGHTS), objective=OBJECTIVE,
+        batch=16, iterations=20_000, learning_rate=8e-4, final_rate=1.0, warm_up=300),
+    "finish": TrainingConfig(
+        episodes=EpisodeConfig(size=192, dataset_weights=DATASET_WEIGHTS), objective=OBJECTIVE,
+        batch=12, iterations=2_000, learning_rate=6e-4, warm_up=50, seed=1),
+}
+
+
+def read_bank(data_folder: Path, cache: Path, split: str = "training") -> SliceBank:
+    """The slices of all training sets, cut once and kept in `cache`."""
+    path = cache / f"{split}.npz"
+    if not path.is_file():
+        sets = [read_training_set(data_folder / name, split) for name in TRAINING_SETS]
+        cache.mkdir(parents=True, exist_ok=True)
+        build_bank([training_set for training_set in sets if training_set.items]).save(path)
+    return SliceBank.load(path)
+
+
+def main() -> None:
+    """Run one stage of the recipe."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=sorted(STAGES))
+    parser.add_argument("--data", type=Path, required=True, help="folder of data sets")
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints; an existing run is resumed")
+    parser.add_argument("--initial", type=Path, help="weights to start from")
+    parser.add_argument("--packs", type=Path, default=Path("packs"), help="cache of cut slices")
+    parser.add_argument("--iterations", type=int, help="steps, if not those of the recipe")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    config = STAGES[options.stage]
+    if options.iterations:
+        config = dataclasses.replace(config, iterations=options.iterations)
+    torch.manual_seed(config.seed)
+    network = create_network(preset("mvg_compact"))
+    if options.initial:
+        network.load_state_dict(read_state(options.initial))
+    options.out.mkdir(parents=True, exist_ok=True)
+    bank = read_bank(options.data, options.packs)
+    HybridTrainer(network, bank, config, options.out, options.device).run()
+
+
+if __name__ == "__main__":
+    main()
