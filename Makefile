@@ -57,8 +57,10 @@ check-size: venv  ## refuse a repository that has grown too large to clone
 
 train: venv  ## train the shipped network on ../shared/data; interrupted runs are resumed (ARGS="..." are passed on)
 	$(BIN)/python -m mvg_core.training.recipe start --data $(TRAINING_DATA) --out runs/start $(ARGS)
-	$(BIN)/python -m mvg_core.training.recipe finish --data $(TRAINING_DATA) --out runs/finish \
+	$(BIN)/python -m mvg_core.training.recipe middle --data $(TRAINING_DATA) --out runs/middle \
 		--initial runs/start/weights.pt $(ARGS)
+	$(BIN)/python -m mvg_core.training.recipe finish --data $(TRAINING_DATA) --out runs/finish \
+		--initial runs/middle/weights.pt $(ARGS)
 
 benchmark-speed: venv  ## seconds per slice and peak memory on this machine
 	$(BIN)/python benchmarks/speed.py $(ARGS)

@@ -27,8 +27,10 @@ ONNX_PROMPT, ONNX_QUERY = "model_prompt.onnx", "model_query.onnx"
 ONNX_METADATA = ("mvg_network", "mvg_card", "mvg_checkpoint_sha256")
 """Keys in both files: configuration (JSON), card (JSON), checksum of the weight file they were made from."""
 
-N_CODEBOOKS = 3
-"""Encoded prompts end with this many codebooks, which add up; all before are tokens along axis 2."""
+N_CODEBOOKS = 4
+"""Encoded prompts end with this many codebooks and summaries, which add up; all before are tokens along axis 2."""
+ONNX_SUM = "sum"
+"""How the names of those begin in ONNX files, so that files of other networks can be read."""
 
 
 class MissingBackendError(RuntimeError):
@@ -107,7 +109,7 @@ class TorchBackend:
         import torch
 
         with torch.inference_mode():
-            return _merged(encoded, lambda parts: torch.cat(parts, dim=2))
+            return _merged(encoded, N_CODEBOOKS, lambda parts: torch.cat(parts, dim=2))
 
     def paint(self, queries: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArray[np.float32]:
         """Paint the labels of queries."""
@@ -160,7 +162,8 @@ class OnnxBackend:
 
     def merge(self, encoded: Sequence[Encoded]) -> Encoded:
         """Join tokens, add codebooks."""
-        return _merged(encoded, lambda parts: np.concatenate(parts, axis=2))
+        n_sums = sum(name.startswith(ONNX_SUM) for name in self._names)
+        return _merged(encoded, n_sums, lambda parts: np.concatenate(parts, axis=2))
 
     def paint(self, queries: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArray[np.float32]:
         """Paint the labels of queries."""
@@ -271,13 +274,12 @@ def _onnx_session(path: Path, providers: list[str], threads: int | None) -> Any:
                            ) from error
 
 
-def _merged(encoded: Sequence[Encoded], join: Callable[[tuple], Any]) -> Encoded:
-    """Several encoded prompts as one: tokens side by side, codebooks added up."""
+def _merged(encoded: Sequence[Encoded], n_sums: int, join: Callable[[tuple], Any]) -> Encoded:
+    """Several encoded prompts as one: tokens joined, the last `n_sums` tensors added up."""
     if len(encoded) == 1:
         return encoded[0]
     parts = list(zip(*encoded, strict=True))
-    tokens, codebooks = parts[:-N_CODEBOOKS], parts[-N_CODEBOOKS:]
-    return [join(each) for each in tokens] + [sum(each[1:], each[0]) for each in codebooks]
+    return [join(each) for each in parts[:-n_sums]] + [sum(each[1:], each[0]) for each in parts[-n_sums:]]
 
 
 def _check_side(shape: tuple[int, ...]) -> None:

@@ -8,16 +8,16 @@ Heavy packages are imported inside the commands, so that `mvg --help` answers at
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -27,16 +27,7 @@ from typer.core import TyperCommand
 
 from mvg_core import __version__
 
-if TYPE_CHECKING:
-    from mvg_core.predict import Prediction, Predictor
-    from mvg_core.references import Reference
-    from mvg_core.tasks import Task
-    from mvg_core.volume import Volume
-
 SHIPPED_WEIGHTS = "mvg_compact"
-ALL_FRAMES = "all"
-
-_TWO_PART_SUFFIXES = (".nii.gz", ".seg.nrrd")
 
 
 class TaskName(str, Enum):
@@ -78,6 +69,8 @@ class Command(TyperCommand):
                 traceback.print_exc()
             if _is_for_people(error):
                 _say(f"Error: {error}")
+                for line in _files_behind(error, ctx.params):
+                    _say(line)
                 raise typer.Exit(2) from None
             _say(f"Unexpected error: {type(error).__name__}: {error}")
             _say("This looks like a defect in mvg. Please report it together with what `mvg info` says and what the "
@@ -118,119 +111,340 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-# ------------------------------------------------------------------------------------------------------------ predict
+# ------------------------------------------------------------------------------------------------------------ commands
 
 
-@dataclass(frozen=True)
-class _Outputs:
-    """Where one prediction goes."""
+@app.command(cls=Command)
+def demo(
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the results go.")] = Path("demo_output"),
+    weights: Weights = SHIPPED_WEIGHTS,
+    device: Device = "auto",
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Label one slice of a brain template, get the whole volume; compared with the truth. No download, no own data."""
+    from mvg_core.demo import DemoFailed, run_demo
 
-    image: Path
-    confidence: Path | None
-    preview: Path | None
-
-    def of_frame(self, frame: int) -> _Outputs:
-        """The same with the number of a frame in every name."""
-        return _Outputs(_numbered(self.image, frame), self.confidence and _numbered(self.confidence, frame),
-                        self.preview and _numbered(self.preview, frame))
-
-    def suffixes(self) -> dict[Path, tuple[str, ...]]:
-        """Every file that will be written, and what its suffix may be."""
-        from mvg_core.report import VOLUME_SUFFIXES
-
-        without_png = tuple(suffix for suffix in VOLUME_SUFFIXES if suffix != ".png")
-        given = ((self.image, VOLUME_SUFFIXES), (self.confidence, without_png), (self.preview, (".png",)))
-        return {path: suffixes for path, suffixes in given if path is not None}
-
-    def describe(self) -> dict[str, str]:
-        """For the report."""
-        return {name: str(path) for name, path in vars(self).items() if path is not None}
+    with _spoken_warnings(), _progress("slices") as progress:
+        try:
+            report = run_demo(output, weights, device=device, threads=threads, progress=progress)
+            failure = None
+        except DemoFailed as failed:
+            report, failure = failed.report, failed
+    _show_demo(report)
+    if failure is not None:
+        _say(f"The demo failed: {failure}")
+        raise typer.Exit(1)
 
 
 @app.command(cls=Command)
 def predict(
-    query: Annotated[Path, typer.Argument(metavar="QUERY", help="Image to solve: NIfTI, NRRD, MHA, DICOM folder, PNG.")],
+    query: Annotated[Path, typer.Argument(
+        metavar="QUERY", help="Image to solve: NIfTI, NRRD, MHA, DICOM file or folder, PNG, JPEG.")],
     reference: Annotated[list[Path], typer.Option(
-        metavar="IMAGE LABEL", help="Two files: a solved example. May be repeated. If IMAGE is QUERY, the slices that "
-        "LABEL marks are the example for the others.")],
+        metavar="IMAGE LABEL", help="A solved example: two files. May be repeated. Where IMAGE is QUERY, the slices "
+        "that LABEL marks are the example for the others.")],
     task: Annotated[TaskName, typer.Option(help="What to do.")],
-    output: Annotated[Path, typer.Option(help="Where the answer goes: .nii.gz, .nii, .nrrd, .mha, .png (one slice).")],
-    plane: Annotated[PlaneName, typer.Option(help="How to slice; auto decides by the first LABEL.")] = PlaneName.auto,
-    hole: Annotated[Path | None, typer.Option(metavar="MASK", help="Inpainting: non-zero where to paint.")] = None,
+    output: Annotated[Path, typer.Option(
+        metavar="OUT", help="Where the answer goes: .nii.gz, .nii, .nrrd, .mha, or .png (one slice).")],
+    plane: Annotated[PlaneName, typer.Option(help="How to slice; auto looks at the first LABEL.")] = PlaneName.auto,
+    hole: Annotated[Path | None, typer.Option(
+        metavar="MASK", help="Inpainting: non-zero where to paint, on the grid of QUERY.")] = None,
     names: Annotated[Path | None, typer.Option(
         metavar="FILE", help="Names of labels: JSON or YAML {number: name}, or a 3D Slicer color table.")] = None,
-    frame: Annotated[str | None, typer.Option(metavar="N|all", help="4D files: frame from 0, or all of them.")] = None,
+    frame: Annotated[str | None, typer.Option(
+        metavar="N|all", help="4D QUERY: which frame, from 0; all writes OUT with _frame000, _frame001 ...")] = None,
     reference_frame: Annotated[int | None, typer.Option(
-        metavar="N", min=0, help="4D references: their frame.", show_default="as --frame")] = None,
+        metavar="N", min=0, help="4D IMAGE or LABEL: which frame; without it the same as --frame.")] = None,
     reference_slices: Annotated[str | None, typer.Option(
-        metavar="N,N,...", help="Slices (from 0) of IMAGE that are solved.", show_default="those with any label")] = None,
+        metavar="N,N,..", help="Slices of IMAGE that are solved, from 0; without it those with any label.")] = None,
     device: Device = "auto",
     threads: Threads = None,
     window: Annotated[tuple[float, float] | None, typer.Option(
-        metavar="LOW HIGH", help="Intensities shown as black and white.", show_default="CT: fixed, else percentiles")
+        metavar="LOW HIGH", help="Intensities shown as black and white; without it fixed for CT, else percentiles.")
     ] = None,
     weights: Weights = SHIPPED_WEIGHTS,
-    confidence: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the confidence, 0 to 1.")] = None,
+    confidence: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Also write how sure the network is, 0 to 1.")] = None,
     preview: Annotated[Path | None, typer.Option(metavar="PNG", help="Also write a picture of some slices.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="JSON", help="Also write how the answer came about.")] = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Solve an image by example: segment, denoise, fill holes, or turn one contrast into another."""
+    """Solve an image by example: segment it, remove noise, fill holes, or turn one contrast into another."""
+    from mvg_core.job import OutputFiles, PredictionJob
     from mvg_core.predict import Predictor
-    from mvg_core.report import check_outputs, peak_memory_mb, write_report
 
-    pairs = list(zip(reference[::2], reference[1::2], strict=True))
-    _check_options(task, pairs, window, {"--hole": hole, "--names": names, "--confidence": confidence,
-                                         "--reference-slices": reference_slices})
-    with _spoken_warnings() as remarks:
-        frames = _chosen_frames(query, frame)
-        outputs = _Outputs(output, confidence, preview)
-        of_frames = [outputs.of_frame(number) for number in frames] if frame == ALL_FRAMES else [outputs]
-        inputs = [query, *reference, *(path for path in (hole, names) if path is not None)]
-        check_outputs([file for one in of_frames for file in one.suffixes().items()]
-                      + ([(report, (".json",))] if report else []), inputs=inputs, overwrite=overwrite)
-        first = _read(query, frames[0])
-        references = _read_references(pairs, (query, frames, first), reference_frame, _numbers(reference_slices))
-        the_task = _task(task, names, references)
-        hole_volume = None if hole is None else _read(hole, None)
-        _check_png(output, first, references, the_task)
-        predictor = Predictor.load(weights, device=device, threads=threads)
-        predictions = []
-        for number in frames:
-            volume = first if number == frames[0] else _read(query, number)
-            predictions.append((volume, _predict_one(
-                predictor, volume, references, the_task, _files_of(query, pairs),
-                progress_title=f"frame {number}" if frame == ALL_FRAMES else task.value,
-                plane=plane.value, hole=hole_volume, window=window)))
-    reports = []
-    for (volume, prediction), files, number in zip(predictions, of_frames, frames, strict=True):
-        _write(volume, prediction, files, the_task, overwrite)
-        found = _found(prediction) if the_task.is_segmentation else []
-        reports.append({"frame": number, "outputs": files.describe(), "found": found, **prediction.provenance})
-        _show(reports[-1])
-    if report:
-        content = reports[0] if frame != ALL_FRAMES else {"frames": reports}
-        write_report(report, {"query": str(query), "references": _described(pairs), **content,
-                              "warnings": remarks, "peak_memory_mb": peak_memory_mb()})
-        typer.echo(f"report: {report}")
+    job = PredictionJob(
+        query, tuple(zip(reference[::2], reference[1::2], strict=True)), task.value,
+        OutputFiles(output, confidence, preview), report, plane.value, window, hole, names, _frame(frame),
+        reference_frame, _slice_numbers(reference_slices), overwrite)
+    with _spoken_warnings(), _progress("slices") as progress:
+        reports = job.run(lambda: Predictor.load(weights, device=device, threads=threads), progress)
+    for one in reports:
+        _show_prediction(one)
+    if report is not None:
+        _print(f"report: {report}")
 
 
-def _check_options(task: TaskName, pairs: list[tuple[Path, Path]], window: tuple[float, float] | None,
-                   given: dict[str, Any]) -> None:
-    """Options that contradict each other, found before any file is opened."""
-    of_segmentation = ("--names", "--confidence", "--reference-slices")
-    if task is not TaskName.segmentation:
-        for option in of_segmentation[:2]:
-            if given[option] is not None:
-                raise typer.BadParameter(f"belongs to segmentation, not to {task.value}: leave it out",
-                                         param_hint=option)
-    if task is TaskName.inpainting and given["--hole"] is None:
-        raise typer.BadParameter("inpainting needs a mask that is non-zero where to paint", param_hint="--hole")
-    if task is not TaskName.inpainting and given["--hole"] is not None:
-        raise typer.BadParameter(f"belongs to inpainting, not to {task.value}: leave it out", param_hint="--hole")
-    if given["--reference-slices"] is not None and len(pairs) > 1:
-        raise typer.BadParameter("says which slices of one reference are solved: give one --reference with it",
+@app.command(cls=Command)
+def info(
+    weights: Weights = SHIPPED_WEIGHTS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what is installed, and what the weights are: network, licence, training data, numbers, checksum."""
+    import json
+
+    from mvg_core.report import package_versions
+
+    facts: dict[str, Any] = {"versions": package_versions()}
+    try:
+        facts |= _weights_facts(weights)
+    except RuntimeError as error:  # no weights, or damaged ones: all the more reason to say the rest
+        facts["problem"] = str(error)
+    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else "\n".join(_outline(facts)))
+    if "problem" in facts:
+        raise typer.Exit(2)
+
+
+@app.command(cls=Command)
+def convert_checkpoint(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Checkpoint of a Painter, SegGPT or MAE network.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Weight file to write, .pt.")],
+    preset: Annotated[str, typer.Option(metavar="NAME", help="Network that takes the weights.")] = "mvg_vit_large",
+    allow_missing: Annotated[bool, typer.Option(
+        "--allow-missing", help="Write also if parameters keep initial values, as a start for training.")] = False,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Turn a checkpoint of another project into a weight file, and say what became of every name in it."""
+    from mvg_core.report import check_outputs
+    from mvg_core.weights import file_sha256
+
+    check_outputs([(output, (".pt",))], inputs=[source], overwrite=overwrite)
+    _need_torch("converting checkpoints")
+    from mvg_core.network import preset as network_preset
+    from mvg_core.network.checkpoint import save_weights
+    from mvg_core.network.convert import convert_checkpoint as convert
+
+    network, conversion = convert(source, network_preset(preset))
+    _print(str(conversion))
+    if not conversion.is_complete and not allow_missing:
+        raise ValueError(f"{source} lacks {len(conversion.missing)} of the network's parameters, so nothing was "
+                         "written: choose another --preset, or pass --allow-missing to start a training from it")
+    network.card = {"converted_from": source.name, "source_sha256": file_sha256(source),
+                    "missing": list(conversion.missing), "licence": "as the source"}
+    save_weights(network, output)
+    _print(f"weights: {output}")
+
+
+@app.command(cls=Command)
+def export_onnx(
+    weights: Weights = SHIPPED_WEIGHTS,
+    output: Annotated[Path | None, typer.Option(
+        metavar="FOLDER", help="Where the two files go; without it where mvg looks for them.")] = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Write the network as ONNX files, for machines without PyTorch."""
+    from mvg_core.backends import ONNX_PROMPT, ONNX_QUERY
+    from mvg_core.report import check_outputs
+    from mvg_core.weights import file_sha256, find_weights, user_folder
+
+    folder = output or user_folder() / "onnx"
+    folder.mkdir(parents=True, exist_ok=True)
+    check_outputs([(folder / name, (".onnx",)) for name in (ONNX_PROMPT, ONNX_QUERY)], overwrite=overwrite)
+    path = find_weights(weights)
+    _need_torch("export")
+    if importlib.util.find_spec("onnx") is None:
+        raise RuntimeError("export needs the package onnx: pip install onnx")
+    from mvg_core.network.checkpoint import load_network
+    from mvg_core.network.export import export_onnx as export
+
+    for written in export(load_network(path), folder, checkpoint_sha256=file_sha256(path)):
+        _print(f"written: {written}")
+
+
+# ------------------------------------------------------------------------------------------------------------ arguments
+
+
+def _pairs_apart(ctx: Any, args: Sequence[str]) -> list[str]:
+    """`--reference IMAGE LABEL` as `--reference IMAGE --reference LABEL`, because Typer has no lists of pairs."""
+    apart: list[str] = []
+    waiting = list(args)
+    while waiting:
+        option, equals, image = waiting[0].partition("=")
+        if waiting[0] == "--" or option != "--reference":
+            n_kept = len(waiting) if waiting[0] == "--" else 1
+            apart, waiting = apart + waiting[:n_kept], waiting[n_kept:]
+            continue
+        pair = [image, *waiting[1:2]] if equals else waiting[1:3]
+        if len(pair) < 2 or any(path.startswith("--") for path in pair):
+            raise typer.BadParameter("needs two files: --reference IMAGE LABEL", ctx=ctx, param_hint="--reference")
+        apart += [f"--reference={path}" for path in pair]
+        waiting = waiting[2 if equals else 3 :]
+    return apart
+
+
+def _frame(text: str | None) -> int | Literal["all"] | None:
+    if text is None or text == "all":
+        return text
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is neither a number from 0 nor 'all'", param_hint="--frame")
+    return int(text)
+
+
+def _slice_numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdecimal() for number in numbers):
+        raise typer.BadParameter(f"{text!r} is not a list of slice numbers such as 40,52",
                                  param_hint="--reference-slices")
-    if window is not None and not window[0] < window[1]:
-        raise typer.BadParameter(f"LOW must be below HIGH, got {window[0]:g} and {window[1]:g}", param_hint="--window")
+    return tuple(int(number) for number in numbers)
+
+
+# ------------------------------------------------------------------------------------------------------------ facts
+
+
+def _need_torch(what: str) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise RuntimeError(f"{what} needs PyTorch: pip install 'mvg-core[torch]' from a checkout or wheel, for example "
+                           "`pip install '.[torch]'`")
+
+
+def _weights_facts(name_or_path: str) -> dict[str, Any]:
+    """File, checksum, card and, where PyTorch can read them, network and number of parameters.
+
+    Raises:
+        WeightsError, CheckpointError, MissingBackendError: no such file, a damaged one, or nothing that can read it.
+    """
+    from mvg_core.backends import load_backend
+    from mvg_core.weights import file_sha256, find_weights
+
+    path = find_weights(name_or_path)
+    facts: dict[str, Any] = {"weights": {"path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)}}
+    if importlib.util.find_spec("torch") is None:
+        return facts | {"card": load_backend(path).card}
+    from mvg_core.network.checkpoint import load_network
+
+    network = load_network(path)
+    return facts | {"network": network.config.to_json(),
+                    "parameters": sum(parameter.numel() for parameter in network.parameters()), "card": network.card}
+
+
+def _outline(value: Any, indent: int = 0) -> list[str]:
+    """Nested facts as indented lines."""
+    pad = "  " * indent
+    lines: list[str] = []
+    for key, part in value.items():
+        if isinstance(part, dict):
+            lines += [f"{pad}{key}:", *(_outline(part, indent + 1) or [f"{pad}  (nothing recorded)"])]
+        elif isinstance(part, list) and any(isinstance(one, (dict, str)) for one in part):
+            lines.append(f"{pad}{key}:")
+            for one in part:
+                inner = _outline(one, indent + 2) if isinstance(one, dict) else [f"{pad}    {one}"]
+                lines += [f"{pad}  - {inner[0].strip()}", *inner[1:]]
+        else:
+            lines.append(f"{pad}{key}: {part}")
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------------------ terminal
+
+
+def _print(text: str) -> None:
+    """A line of result; never wrapped, so that paths can be copied."""
+    Console(soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+def _say(text: str) -> None:
+    """A line for people, beside the results (stderr)."""
+    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def _spoken_warnings() -> Iterator[None]:
+    """Warnings about the user's files as one line each; those of libraries are for developers and stay silent."""
+    from mvg_core.predict import PredictionWarning
+    from mvg_core.volume_io import VolumeWarning
+
+    said: set[str] = set()
+
+    def say(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            _say(f"Warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for kind in (PredictionWarning, VolumeWarning):
+            warnings.simplefilter("always", kind)
+        warnings.showwarning = say
+        yield
+
+
+@contextlib.contextmanager
+def _progress(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A function that is told title, done and total; it draws a bar for every title, in a terminal only."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+               TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        known: dict[str, Any] = {}
+
+        def show(title: str, done: int, total: int) -> None:
+            if title not in known:
+                known[title] = bars.add_task(title, total=total)
+            bars.update(known[title], completed=done)
+
+        yield show
+
+
+def _show_prediction(report: dict[str, Any]) -> None:
+    if report["found"]:
+        table = Table("label", "name", "volume (ml)", "confidence", box=None, pad_edge=False)
+        for row in report["found"]:
+            sure = "-" if row["mean_confidence"] is None else f"{row['mean_confidence']:.2f}"
+            table.add_row(str(row["label"]), row["name"], f"{row['volume_ml']:.2f}", sure)
+        Console().print(table)
+    for kind, path in report["outputs"].items():
+        _print(f"{kind}: {path}")
+    _print(f"{report['plane']} slices: {report['seconds_per_slice']:.2f} s each")
+
+
+def _show_demo(report: dict[str, Any]) -> None:
+    table = Table("", "Dice", "copied slice", box=None, pad_edge=False)
+    for name, dice in report["dice"].items():
+        table.add_row(name, f"{dice:.3f}", f"{report['dice_copy'][name]:.3f}")
+    Console().print(table)
+    _print(f"{report['seconds_per_slice']:.2f} s per slice, {report['slices']} slices; {report['seconds']:.0f} s total")
+    for kind in ("denoising", "inpainting"):
+        _print(f"{kind}: PSNR {report[kind]['psnr_before']:.1f} dB before, {report[kind]['psnr_after']:.1f} dB after")
+    for kind, path in report["outputs"].items():
+        _print(f"{kind}: {path}")
+
+
+def _is_for_people(error: Exception) -> bool:
+    """Whether our own code raised it, with a message that says what to do; what libraries raise is a defect."""
+    if not isinstance(error, (ValueError, IndexError, RuntimeError, OSError)):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    package = os.path.dirname(os.path.abspath(__file__))
+    return os.path.abspath(last.filename).startswith(package) and (last.line or "").startswith("raise ")
+
+
+def _files_behind(error: Exception, options: dict[str, Any]) -> list[str]:
+    """Which file is which, where a message about voxels speaks of the query or a reference by its number."""
+    pairs = list(options.get("reference") or ())
+    files = [options[name] for name in ("query", "hole", "names", "output") if options.get(name)]
+    if not pairs or not isinstance(error, (ValueError, IndexError)) or any(str(p) in str(error) for p in files + pairs):
+        return []
+    return [f"  query: {options['query']}", *(
+        f"  reference {number}: {image} with {label}"
+        for number, (image, label) in enumerate(zip(pairs[::2], pairs[1::2], strict=True), start=1))]
+
+
+if __name__ == "__main__":
+    main()

@@ -77,7 +77,7 @@ class Predictor:
         n_prompts: most prompts that serve one slice, the nearest in position.
         palette: colours of segmentations, see `codecs.palette`.
         cached_prompts: encoded prompts kept for reuse, where one slice does not need more (prompts x label groups).
-        block: most slices painted at once; more is faster on a GPU.
+        block: most slices of native size painted at once, fewer of larger ones; more is faster on a GPU.
     """
 
     def __init__(self, backend: Backend, *, n_prompts: int = 3, palette: PaletteKind = "wide",
@@ -85,7 +85,8 @@ class Predictor:
         for name, number in (("n_prompts", n_prompts), ("cached_prompts", cached_prompts), ("block", block)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
-        self.backend, self.palette = backend, palette
+        self.backend = backend
+        self.palette: PaletteKind = palette
         self.n_prompts, self.cached_prompts, self.block = n_prompts, cached_prompts, block
 
     @classmethod
@@ -116,7 +117,7 @@ class Predictor:
         """
         queries = _checked_queries(queries, support, positions)
         shown = [labels_of(prompt) for prompt in support.prompts] if support.task.is_segmentation else []
-        painter = _Painter(self, support.task, [prompt.position_mm for prompt in support.prompts],
+        painter = _Painter(self, support.task, queries.shape[1], [prompt.position_mm for prompt in support.prompts],
                            support.prompts.__getitem__, set().union(*shown))
         blocks = painter.blocks(range(len(queries)), [None] * len(queries) if positions is None else positions)
         if not support.task.is_segmentation:
@@ -199,15 +200,18 @@ class _Painter:
     Args:
         predictor: the settings.
         task: what the prompts show.
+        size: side of the slices in pixels.
         positions: of all prompts.
         cut: gives a prompt by its index.
         labels: what all prompts show together; none for image-to-image tasks.
     """
 
-    def __init__(self, predictor: Predictor, task: Task, positions: Sequence[float | None],
+    def __init__(self, predictor: Predictor, task: Task, size: int, positions: Sequence[float | None],
                  cut: Callable[[int], Prompt], labels: Iterable[int]) -> None:
         self._backend, self._task, self._cut = predictor.backend, task, cut
-        self._positions, self._n_prompts, self._block = positions, predictor.n_prompts, predictor.block
+        self._positions, self._n_prompts = positions, predictor.n_prompts
+        native = min(size, self._backend.size)
+        self._block = max(1, predictor.block * native**2 // size**2)
         self._codecs = [LabelCodec.for_labels(group, predictor.palette) for group in label_groups(sorted(labels))]
         n_groups = max(1, len(self._codecs))
         # A slice is painted group by group: with less room, its prompts would be encoded again for the next slice.
@@ -309,21 +313,20 @@ class _VolumeRun:
                  plane: str | int, hole: Volume | None, window: tuple[float, float] | None) -> None:
         self.query, self.task, self._backend = query, task, predictor.backend
         self._hole = _checked_hole(hole, query, task)
-        visible = query.array if self._hole is None else query.array[~self._hole]
-        _check_visible(visible)
+        self._scaling, is_ct = _look_at(query, self._hole, task, window)
         references = [reference.checked(task) for reference in references]
         self._own = [reference.is_part_of(query) for reference in references]
-        self._scaling = _scaling(visible, task, window)
         axis = choose_axis(references, query.geometry, task, plane)
         self.plan, plans = _plans(query, references, axis, predictor.backend.size, task)
         self._sources = [self._source(*each, window) for each in zip(references, plans, self._own, strict=True)]
         self._slots = [(source, number) for source in self._sources for number in source.numbers]
         if not self._slots:
             raise ValueError("the references hold no solved slice: label at least one")
-        self._painter = _Painter(predictor, task, [at for source in self._sources for at in source.positions],
+        self._painter = _Painter(predictor, task, self.plan.size,
+                                 [at for source in self._sources for at in source.positions],
                                  lambda index: self._slots[index][0].cut(self._slots[index][1]),
                                  set().union(*(source.labels for source in self._sources)))
-        self.warnings = _modality_warnings(looks_like_ct(visible), references)
+        self.warnings = _modality_warnings(is_ct, references)
 
     def segment(self, progress: Progress | None) -> tuple[Volume, Volume]:
         """Label map and confidence."""
@@ -471,12 +474,15 @@ def _checked_hole(hole: Volume | None, query: Volume, task: Task) -> npt.NDArray
     return hole_mask(hole.array, "the hole")
 
 
-def _check_visible(voxels: npt.NDArray) -> None:
-    """Refuse a query of which nothing can be seen."""
-    if not voxels.size:
+def _look_at(query: Volume, hole: npt.NDArray[np.bool_] | None, task: Task, window: tuple[float, float] | None
+             ) -> tuple[IntensityScaling, bool]:
+    """How the visible voxels of a query are scaled, and whether they look like CT."""
+    visible = query.array if hole is None else query.array[~hole]
+    if not visible.size:
         raise ValueError("the hole covers the whole query: leave some of it visible")
-    check_finite(voxels, "query")
-    check_not_constant(voxels, "the query")
+    check_finite(visible, "query")
+    check_not_constant(visible, "the query")
+    return _scaling(visible, task, window), looks_like_ct(visible)
 
 
 def _scaling(voxels: npt.NDArray, task: Task, window: tuple[float, float] | None) -> IntensityScaling:

@@ -17,6 +17,7 @@ import SimpleITK as sitk
 
 from mvg_core.codecs import CAPACITY, palette
 from mvg_core.intensity import IntensityScaling
+from mvg_core.references import labels_in, marked_slices
 from mvg_core.report import temporary_beside
 from mvg_core.slices import SlicePlan
 from mvg_core.volume import Volume
@@ -24,7 +25,7 @@ from mvg_core.volume_io import VolumeWriteError
 
 MOST_SLICES = 6
 TILE = 256
-OPACITY = 0.45
+OPACITY = 0.55
 
 Picture = npt.NDArray[np.uint8]
 """(H, W, 3) RGB."""
@@ -84,17 +85,15 @@ def heat(values: npt.NDArray[np.float32]) -> Picture:
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def slices_to_show(label: npt.NDArray | None, n_slices: int, most: int = MOST_SLICES) -> list[int]:
+def slices_to_show(labelled: Sequence[int], n_slices: int, most: int = MOST_SLICES) -> list[int]:
     """Evenly spread slice numbers.
 
     Args:
-        label: (N,) how much is labelled in each slice; only the range from the first to the last labelled slice is
-            shown. None or nothing labelled: all slices.
+        labelled: ascending numbers of slices with any label; the range from the first to the last is shown. Empty: all.
         n_slices: N.
         most: not more than this.
     """
-    labelled = np.flatnonzero(label) if label is not None else np.arange(0)
-    first, last = (int(labelled[0]), int(labelled[-1])) if labelled.size else (0, n_slices - 1)
+    first, last = (labelled[0], labelled[-1]) if labelled else (0, n_slices - 1)
     n_shown = min(most, last - first + 1)
     # Centres of equal parts: the very ends of an organ show little.
     return [first + int((2 * part + 1) * (last - first + 1) / (2 * n_shown)) for part in range(n_shown)]
@@ -102,7 +101,7 @@ def slices_to_show(label: npt.NDArray | None, n_slices: int, most: int = MOST_SL
 
 def draw_preview(image: Volume, prediction: Volume, axis: int, *, confidence: Volume | None = None,
                  truth: Volume | None = None, names: Mapping[int, str] | None = None,
-                 is_label: bool = True) -> Picture:
+                 colours: Mapping[int, tuple[int, int, int]] | None = None, is_label: bool = True) -> Picture:
     """Some slices side by side; rows are image, truth (if given), prediction, confidence (if given).
 
     Args:
@@ -112,31 +111,32 @@ def draw_preview(image: Volume, prediction: Volume, axis: int, *, confidence: Vo
         confidence: in [0, 1], on the query's grid.
         truth: on the query's grid.
         names: of labels, for the legend.
+        colours: of labels, 0 to 255; those without one get theirs from `label_colours`.
         is_label: prediction and truth are label maps; False: images, shown as the query is (or by their own range if
             they lie outside its range).
     """
-    counts = np.count_nonzero(np.moveaxis(prediction.array, axis, 0).reshape(prediction.array.shape[axis], -1), axis=1)
-    numbers = slices_to_show(counts if is_label else None, prediction.array.shape[axis])
+    numbers = slices_to_show(marked_slices(prediction.array, axis) if is_label else [], prediction.array.shape[axis])
     plan = SlicePlan.for_volume(image.geometry, axis, size=TILE)
     grey = _scaled(image, plan, numbers)
     rows: list[tuple[str, list[Picture]]] = [("IMAGE", [_grey(tile) for tile in grey])]
-    colours: dict[int, Picture] = {}
+    palette_of: dict[int, Picture] = {}
     if is_label:
-        shown = {int(n) for volume in (prediction, truth) if volume is not None for n in np.unique(volume.array)}
-        colours = label_colours(sorted(shown))
+        answers = [volume.array for volume in (prediction, truth) if volume is not None]
+        palette_of = label_colours(sorted(set[int]().union(*map(labels_in, answers))))
+        palette_of |= {n: np.array(colour, np.uint8) for n, colour in (colours or {}).items() if n in palette_of}
     for title, answer in (("TRUTH", truth), ("PREDICTION", prediction)):
         if answer is None:
             continue
         if is_label:
             labels = plan.extract_label(answer.array, numbers)
-            rows.append((title, [overlay(*pair, colours) for pair in zip(grey, labels, strict=True)]))
+            rows.append((title, [overlay(*pair, palette_of) for pair in zip(grey, labels, strict=True)]))
         else:
             rows.append((title, [_grey(tile) for tile in _scaled(answer, plan, numbers)]))
     if confidence is not None:
         rows.append(("CONFIDENCE", [heat(tile) for tile in plan.extract(confidence.array, numbers, fill=1)]))
     picture = _grid(rows, [f"SLICE {number}" for number in numbers])
     scale = [] if confidence is None else [_confidence_scale(picture.shape[1])]
-    return np.vstack([picture, *_legend(colours, names or {}, picture.shape[1]), *scale])
+    return np.vstack([picture, *_legend(palette_of, names or {}, picture.shape[1]), *scale])
 
 
 def write_picture(picture: Picture, path: Path) -> None:

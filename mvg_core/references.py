@@ -47,7 +47,6 @@ class Reference:
         """
         check_finite(self.image.array, f"{self.name} image")
         check_not_constant(self.image.array, f"{self.name} image")
-        check_finite(self.label.array, f"{self.name} label")
         if self.hole is not None and task.kind != "inpainting":
             raise ValueError(f"{self.name} has a hole, which belongs to inpainting, not to {task.kind}: leave it out")
         label = self._label_map(task) if task.is_segmentation else self._label_image()
@@ -77,6 +76,7 @@ class Reference:
         return label
 
     def _label_image(self) -> Volume:
+        check_finite(self.label.array, f"{self.name} label")
         outside = float(self.label.array.min())  # air, in CT as in other modalities
         return _on_grid(self.label, self.image.geometry, f"{self.name} label", is_label=False, fill=outside)
 
@@ -162,7 +162,7 @@ def choose_axis(references: Sequence[Reference], query: Geometry, task: Task, pl
         return choose_plane(query)
     first = references[0]
     geometry = first.image.geometry
-    if min(geometry.shape) == 1 or not task.is_segmentation:
+    if not task.is_segmentation:
         axis = choose_plane(geometry)
     elif first.slices is None:
         axis = choose_plane(geometry, first.label.array)
@@ -172,15 +172,19 @@ def choose_axis(references: Sequence[Reference], query: Geometry, task: Task, pl
 
 
 def plan_for(reference: Geometry, query: SlicePlan, spacing_mm: float | None) -> SlicePlan:
-    """The plan that cuts a reference as the query is cut: same plane and size.
+    """The plan that cuts a reference as the query is cut: same plane (but pictures in their own) and size.
 
     Args:
         reference: its grid.
         query: the query's plan.
         spacing_mm: pixel spacing, usually the query's; None fits the reference by itself.
     """
-    plane = query.geometry.plane_of_axis(query.axis)
-    axis = choose_plane(reference) if min(reference.shape) == 1 else reference.anatomical_axis(plane)
+    if reference.is_close(query.geometry):
+        axis = query.axis
+    elif min(reference.shape) == 1:
+        axis = choose_plane(reference)
+    else:
+        axis = reference.anatomical_axis(query.geometry.plane_of_axis(query.axis))
     return SlicePlan.for_volume(reference, axis, size=query.size, spacing_mm=spacing_mm)
 
 

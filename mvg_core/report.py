@@ -41,7 +41,8 @@ class NamesError(ValueError):
 # ------------------------------------------------------------------------------------------------------------ files
 
 
-def check_outputs(outputs: Mapping[Path, Iterable[str]], *, inputs: Iterable[Path] = (), overwrite: bool = False) -> None:
+def check_outputs(outputs: Iterable[tuple[Path, Iterable[str]]], *, inputs: Iterable[Path] = (),
+                  overwrite: bool = False) -> None:
     """Find out before a long run whether its results can be written after it.
 
     Args:
@@ -50,32 +51,36 @@ def check_outputs(outputs: Mapping[Path, Iterable[str]], *, inputs: Iterable[Pat
         overwrite: existing outputs may be replaced.
 
     Raises:
-        VolumeWriteError: a suffix that cannot be written, an existing file, a missing or unwritable folder, or an output
-            that is also an input.
+        VolumeWriteError: a suffix that cannot be written, an existing file, a missing or unwritable folder, or an
+            output that is also an input or another output.
     """
-    given = {path.resolve(): path for path in inputs}
-    for path, suffixes in outputs.items():
+    read, seen = {path.resolve() for path in inputs}, set[Path]()
+    for path, suffixes in outputs:
         if not path.name.lower().endswith(tuple(suffixes)):
             raise VolumeWriteError(f"{path}: cannot write this kind of file: choose {', '.join(suffixes)}")
         if path.is_dir():
             raise VolumeWriteError(f"{path} is a folder: give the name of a file")
-        if path.resolve() in given:
+        if path.resolve() in read:
             raise VolumeWriteError(f"{path} is read by this run, and would be replaced: choose another name")
+        if path.resolve() in seen:
+            raise VolumeWriteError(f"{path} is given for two outputs: give each its own name")
+        seen.add(path.resolve())
         if path.exists() and not overwrite:
             raise VolumeWriteError(f"{path} exists: choose another name, or replace it with --overwrite")
-        check_folder(path.parent)
+        check_folder(path.parent, f"{path}: ")
 
 
-def check_folder(folder: Path) -> None:
-    """Raise VolumeWriteError unless a file can be made in `folder`."""
+def check_folder(folder: Path, what_for: str = "") -> None:
+    """Raise VolumeWriteError, its message beginning with `what_for`, unless a file can be made in `folder`."""
     if not folder.is_dir():
-        raise VolumeWriteError(f"folder {folder} does not exist: create it first")
+        raise VolumeWriteError(f"{what_for}folder {folder} does not exist: create it first")
     try:
         # Permission bits do not tell (read-only mounts, network drives, administrators): trying does.
         with tempfile.NamedTemporaryFile(prefix=".mvg-", dir=folder):
             pass
     except OSError as error:
-        raise VolumeWriteError(f"folder {folder} cannot be written to ({error.strerror}): choose another") from error
+        raise VolumeWriteError(f"{what_for}folder {folder} cannot be written to ({error.strerror}): choose another"
+                               ) from error
 
 
 def temporary_beside(path: Path) -> Path:
@@ -168,7 +173,7 @@ def _names_of_mapping(path: Path, text: str) -> dict[int, str]:
     names = {}
     for number, name in content.items():
         if not str(number).isdecimal() or not isinstance(name, str):
-            raise NamesError(f"{path}: {number!r}: {name!r} is not a label number with its name, such as \"1\": \"liver\"")
+            raise NamesError(f"{path}: {number!r}: {name!r} is no label number with its name, such as \"1\": \"liver\"")
         if int(number) <= MAX_LABEL:
             names[int(number)] = name
     return names
@@ -182,7 +187,8 @@ def _names_of_table(path: Path, text: str) -> tuple[dict[int, str], dict[int, Co
             continue
         found = _TABLE_LINE.fullmatch(line)
         if found is None:
-            raise NamesError(f"{path}: line {line_number} is {line[:60]!r}, needed `number name red green blue opacity`")
+            raise NamesError(f"{path}: line {line_number} is {line[:60]!r}, needed number, name, red, green, blue, "
+                             "opacity")
         number, name, *colour = found.groups()
         if int(number) > MAX_LABEL:
             continue

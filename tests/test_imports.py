@@ -21,7 +21,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-ADAPTERS = ("cohort", "server", "cli", "demo")
+ADAPTERS = ("cohort", "server", "cli", "demo", "__main__")
 LAYERS = {"network": 1, "training": 2, "evaluation": 3, **dict.fromkeys(ADAPTERS, 4)}
 
 SLICER = ("slicer", "vtk", "vtkmodules", "qt", "ctk", "PySide6", "PyQt5", "PyQt6")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tiny import write_weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WEIGHTS = b"weights"
@@ -62,3 +64,57 @@ def test_a_build_with_other_weights_is_refused(checkout: Path) -> None:
     finished = build(checkout)
     assert finished.returncode != 0
     assert "model.pt.sha256 records" in finished.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which this project's wheel is installed; with random weights where the checkout has none."""
+    root = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "mvg_core"):
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        copy(REPOSITORY / name, root / name)
+    (root / "README.md").touch()
+    models = root / "bundle" / "models"
+    if (REPOSITORY / "bundle" / "models" / "model.pt").is_file():
+        shutil.copytree(REPOSITORY / "bundle" / "models", models)
+    else:
+        write_weights(models / "model.pt")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    for arguments in (
+        ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", "."],
+        ["install", "--no-deps", "--no-index", "--target", "installed", "--find-links", "dist", "mvg-core"],
+    ):
+        finished = subprocess.run([*pip, *arguments], cwd=root, capture_output=True, text=True, check=False)
+        assert finished.returncode == 0, finished.stderr
+    return root / "installed"
+
+
+def test_an_installed_wheel_predicts_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    code = """
+import numpy as np
+from pathlib import Path
+import mvg_core
+from mvg_core.predict import Predictor
+from mvg_core.references import Reference
+from mvg_core.volume import Volume
+assert list(Path().iterdir()) == []
+predictor = Predictor.load("mvg_compact", threads=1)
+image = Volume.from_array(np.random.default_rng(0).random((40, 30, 3)))
+label = np.zeros((40, 30, 3), np.uint8)
+label[10:20, 10:20, 1] = 1
+found = predictor.predict_volume(image, Reference(image, image.with_array(label)))
+assert found.volume.array.shape == (40, 30, 3)
+assert (found.volume.array[..., 1] == label[..., 1]).all()
+print(Path(mvg_core.__file__).parent.parent, found.provenance["checkpoint_sha256"])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(installed), "MVG_HOME": str(tmp_path / "home")}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    where, checkpoint = finished.stdout.split()
+    assert Path(where) == installed
+    record = installed / "mvg_core" / "_weights" / "model.pt.sha256"
+    assert checkpoint == record.read_text().split()[0]

@@ -146,7 +146,7 @@ def test_a_label_on_another_grid_is_resampled_where_they_overlap() -> None:
 
 def test_a_label_elsewhere_is_refused() -> None:
     label = volume(np.ones((4, 5, 6)), at((100, 0, 0)))
-    with pytest.raises(GeometryError, match=r"ref label \(shape \(4, 5, 6\)\) and its image .* do not overlap in space"):
+    with pytest.raises(GeometryError, match=r"ref label \(shape \(4, 5, 6\)\) and its image .* do not overlap"):
         Reference(noise(), label, "ref").checked(SEGMENTATION)
 
 
@@ -182,12 +182,16 @@ def test_unusable_references_are_refused(image: Volume, label: Volume, message: 
 
 
 def test_target_images_are_resampled_linearly_and_filled_with_their_minimum() -> None:
-    image = noise((4, 1, 1))
-    target = volume(np.array([-1000.0, 0.0, 500.0]).reshape(3, 1, 1), at((0.5, 0, 0)))
+    image = noise((6, 1, 1))
+    target = volume(np.array([-1000.0, 0.0, 500.0]).reshape(3, 1, 1), at((0.25, 0, 0)))
     checked = Reference(image, target).checked(Task.synthesis())
-    # target voxels lie at 0.5, 1.5, 2.5 mm: 0 and 3 mm are half a voxel beyond their centres
-    np.testing.assert_allclose(checked.label.array.ravel()[1:3], [-500, 250])
-    assert checked.label.array.min() == -1000
+    # target voxels lie at 0.25, 1.25, 2.25 mm
+    np.testing.assert_allclose(checked.label.array.ravel(), [-1000, -250, 375, -1000, -1000, -1000])
+    same = volume(np.zeros((6, 1, 1), np.int16))
+    assert Reference(image, same).checked(Task.synthesis()).label is same
+    broken = same.with_array(np.full((6, 1, 1), np.nan))
+    with pytest.raises(ValueError, match="'ref label' holds 6 NaN"):
+        Reference(image, broken, "ref").checked(Task.synthesis())
 
 
 def test_holes_belong_to_inpainting_and_to_the_image() -> None:
@@ -199,7 +203,7 @@ def test_holes_belong_to_inpainting_and_to_the_image() -> None:
         Reference(image, image, "ref", hole=hole.with_array(hole.array * 0)).checked(Task.inpainting())
     with pytest.raises(ValueError, match="ref hole is empty where its image is"):
         Reference(image, image, "ref", hole=marked((8, 5, 6), (7, 0, 0))).checked(Task.inpainting())
-    with pytest.raises(GeometryError, match="ref hole .* do not overlap"):
+    with pytest.raises(GeometryError, match=r"ref hole .* do not overlap"):
         Reference(image, image, "ref", hole=volume(hole.array, at((50, 0, 0)))).checked(Task.inpainting())
 
 
@@ -284,7 +288,9 @@ def test_a_reference_is_cut_as_the_query_is() -> None:
     plan = plan_for(turned, query, 0.5)
     assert (plan.axis, plan.size, plan.spacing_mm) == (0, 8, 0.5)
     assert plan_for(turned, query, None).spacing_mm == 1  # 8 mm on 8 pixels
-    assert plan_for(noise((6, 6, 1)).geometry, query, 0.5).axis == 2  # the only way to cut a picture
+    assert plan_for(noise((6, 6, 1)).geometry, query, 0.5).axis == 2  # a picture has one way to be cut,
+    line = SlicePlan.for_volume(noise((1, 6, 1)).geometry, 1, size=8)
+    assert plan_for(noise((1, 6, 1)).geometry, line, None).axis == 1  # unless the query is the same and cut otherwise
 
 
 # --- prompts ---

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,25 @@ def save_weights(network: ConfiguredModule, path: Path) -> None:
     save_atomically(state, path)
 
 
+def load_safely(path: Path, device: str = "cpu") -> Any:
+    """What `torch.save` wrote, as far as it can be read without executing code from the file.
+
+    Raises:
+        CheckpointError: damaged, or holds more than tensors and plain values.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch compares no checksums
+                    raise ValueError(f"the checksum of {damaged} is wrong")
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # damage surfaces as almost any type: struct.error, EOFError, KeyError ...
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{path} cannot be loaded safely: it is damaged or no weight file ({reason}). Download or export it again"
+        ) from error
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """The state dict of a weight file, never executing code from it.
 
@@ -101,13 +121,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weight file {path}: pass a path to a .pt file, or a preset name")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damage surfaces as almost any type: struct.error, EOFError, KeyError ...
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(
-            f"{path} cannot be loaded safely: it is damaged or not a weight file ({reason}). Download or export it again"
-        ) from error
+    state = load_safely(path)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is no plain state dict: convert it with `mvg convert-checkpoint`")
     return state

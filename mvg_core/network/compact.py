@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import math
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +31,9 @@ from mvg_core.network.checkpoint import ConfiguredModule
 from mvg_core.network.config import COARSEST, NetworkConfig
 
 COLOURS = 3
+LABEL_CHANNELS = COLOURS + 3  # colours, hidden, how colourful, how different from the image
 HEAD_WIDTH = 32
+PLACE_NUMBERS = 3  # of a key: y, x and their squared distance from the centre
 PATCH_COLOURS = 4 * COLOURS  # a 1/8 token's label patch, as 2 x 2 mean colours
 
 
@@ -81,40 +85,85 @@ class Attention(nn.Module):
 class CopyingAttention(nn.Module):
     """Cosine attention whose values carry the label patches themselves, so that colours are copied.
 
-    Each head's value is `HEAD_WIDTH - 12` learned numbers beside the token's label patch as 2 x 2 mean colours (12).
-    Queries start as keys do, so that a place finds its like before anything is learned.
+    A head compares content (cosine) and place: a Gaussian of the distance, from none in the first head to narrow in the
+    last, so that some heads look everywhere and some near the same spot. Each head's value is `HEAD_WIDTH - 12` learned
+    numbers beside the token's label patch as 2 x 2 mean
+    colours (12).
+    A query token is made of the image alone, as keys are, so that a place finds its like before anything is learned; what
+    the query has read so far is added to it.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.heads = max(1, width // HEAD_WIDTH)
         self.learned = HEAD_WIDTH - PATCH_COLOURS
-        self.norm_query = nn.LayerNorm(width)
+        self.norm_context = nn.LayerNorm(width)
         self.norm_key = nn.LayerNorm(width)
         self.norm_value = nn.LayerNorm(width)
-        self.to_query = nn.Linear(width, self.heads * HEAD_WIDTH)
-        self.to_key = nn.Linear(width, self.heads * HEAD_WIDTH)
-        self.to_query.load_state_dict(self.to_key.state_dict())
-        self.sharpness = nn.Parameter(torch.full((1, self.heads, 1, 1), 12.0))
+        content = HEAD_WIDTH - PLACE_NUMBERS
+        self.to_key = nn.Linear(width, self.heads * content)
+        self.to_query = nn.Linear(width, self.heads * content)
+        nn.init.zeros_(self.to_query.weight)
+        self.log_sharpness = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(12.0)))
+        # 1 / variance of the Gaussian, image side = 2: none, then 3 and more.
+        precision = torch.tensor([0.05] + [3.0 * 4.0**head for head in range(self.heads - 1)])
+        self.log_precision = nn.Parameter(precision.log().reshape(1, -1, 1, 1))
         self.to_value = nn.Linear(width, self.heads * self.learned)
         self.out = nn.Linear(self.heads * self.learned, width)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
-    def encode(self, image_tokens: Tensor, label_tokens: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, G, N, HEAD_WIDTH) from tokens (B, N, D) and label patches (B, N, 12)."""
-        value = self._split(self.to_value(self.norm_value(label_tokens)))
-        copied = patches[:, None].expand(-1, self.heads, -1, -1).to(value.dtype)
-        key = F.normalize(self._split(self.to_key(self.norm_key(image_tokens))), dim=3)
+    def _places(self, height: int, width: int, like: Tensor) -> Tensor:
+        """Token centres (1, 1, N, 2) in [-1, 1]."""
+        y = (torch.arange(height, device=like.device) + 0.5) / height * 2 - 1
+        x = (torch.arange(width, device=like.device) + 0.5) / width * 2 - 1
+        place = torch.stack([y[:, None].expand(height, width), x[None, :].expand(height, width)], dim=2)
+        return place.reshape(1, 1, height * width, 2)
+
+    def encode(self, image: Tensor, label: Tensor, patches: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, G, S N, HEAD_WIDTH).
+
+        Args:
+            image: features of the prompt images (B S, D, h, w).
+            label: features of images and labels (B S, D, h, w).
+            patches: painted label patches (B S, 12, h, w).
+            batch: B.
+        """
+        place = self._places(image.shape[2], image.shape[3], image)
+        prompts = image.shape[0] // batch
+        place = torch.cat([place, (place * place).sum(3, keepdim=True)], dim=3).repeat(1, 1, prompts, 1)
+        value = self._split(self.to_value(self.norm_value(_tokens(label, batch))))
+        copied = _tokens(patches, batch)[:, None].expand(-1, self.heads, -1, -1).to(value.dtype)
+        key = F.normalize(self._split(self.to_key(self.norm_key(_tokens(image, batch)))), dim=3)
+        key = torch.cat([key, place.expand(batch, self.heads, -1, -1).to(key.dtype)], dim=3)
         return key.to(value.dtype), torch.cat([value, copied], dim=3)
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, N, D) -> what was read (B, N, D) and the copied label patches (B, 12 G, N)."""
-        query = F.normalize(self._split(self.to_query(self.norm_query(x))), dim=3) * self.sharpness
-        read = F.scaled_dot_product_attention(query.to(key.dtype), key, value, scale=1.0)
-        mixed = self.out(read[..., : self.learned].transpose(1, 2).flatten(2))
-        return mixed, read[..., self.learned :].transpose(2, 3).flatten(1, 2)
+    def forward(self, image: Tensor, context: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What was read, and the copied label patches.
+
+        Args:
+            image: features of the query image alone (B, D, h, w).
+            context: what the query knows so far (B, D, h, w).
+            key: from `encode`.
+            value: from `encode`.
+
+        Returns:
+            (B, D, h, w) and colours (B, 3 G, 2 h, 2 w).
+        """
+        batch, _, height, width = image.shape
+        query = self.to_key(self.norm_key(_tokens(image, batch)))
+        query = query + self.to_query(self.norm_context(_tokens(context, batch)))
+        query = F.normalize(self._split(query), dim=3) * self.log_sharpness.exp()
+        # -|p - q|^2 / 2 s^2 without the term that is the same for all keys.
+        place = self._places(height, width, image) * self.log_precision.exp()
+        far = (-0.5 * self.log_precision.exp()).expand(-1, -1, height * width, -1)
+        place = torch.cat([place, far], dim=3).expand(batch, -1, -1, -1)
+        query = torch.cat([query, place.to(query.dtype)], dim=3).to(key.dtype)
+        read = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        mixed = self.out(read[..., : self.learned].transpose(1, 2).flatten(2)).transpose(1, 2)
+        copied = read[..., self.learned :].transpose(2, 3).flatten(1, 2).reshape(batch, -1, height, width)
+        return mixed.reshape(batch, -1, height, width), F.pixel_shuffle(copied, 2)
 
 
 class Mlp(nn.Module):
@@ -172,7 +221,8 @@ class Codebook(nn.Module):
     """Linear attention: prompt pixels are pooled into slots, query pixels mix the slots.
 
     A slot's content is the mean value and the mean colour of the pixels assigned to it. Sums and masses are kept apart,
-    so the codebooks of several prompts are merged by adding them. Queries start assigned as prompts are.
+    so the codebooks of several prompts are merged by adding them. Query pixels are assigned as prompt pixels are, by the
+    image alone; what the query has read so far is added to it.
     """
 
     def __init__(self, channels: int, value_channels: int, heads: int, slots: int) -> None:
@@ -180,10 +230,10 @@ class Codebook(nn.Module):
         self.heads, self.slots = heads, slots
         self.colours = COLOURS
         self.norm = _norm(channels)
-        self.assign_prompt = nn.Conv2d(channels, heads * slots, 1)
-        self.assign_query = nn.Conv2d(channels, heads * slots, 1)
-        nn.init.normal_(self.assign_prompt.weight, std=2 * channels**-0.5)
-        self.assign_query.load_state_dict(self.assign_prompt.state_dict())
+        self.norm_context = _norm(channels)
+        self.assign = nn.Conv2d(channels, heads * slots, 1)
+        nn.init.normal_(self.assign.weight, std=2 * channels**-0.5)
+        self.assign_context = _zero(nn.Conv2d(channels, heads * slots, 1))
         self.to_value = nn.Conv2d(value_channels, channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
@@ -199,7 +249,7 @@ class Codebook(nn.Module):
             values: (B, C', h, w), of image and label.
             colours: painted label (B, 3, h, w).
         """
-        weights = self._weights(self.assign_prompt(self.norm(features)))
+        weights = self._weights(self.assign(self.norm(features)))
         pixels = weights.shape[3]
         value = self.to_value(values).flatten(2).reshape(features.shape[0], self.heads, -1, pixels)
         colour = colours.flatten(2)[:, None].expand(-1, self.heads, -1, -1).to(value.dtype)
@@ -207,14 +257,20 @@ class Codebook(nn.Module):
         summed = torch.cat([value, colour, mass], dim=2).to(weights.dtype)
         return torch.einsum("bgmn,bgcn->bgmc", weights, summed).float() / pixels
 
-    def forward(self, x: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Read sums (B, G, M, C / G + 4) from query features (B, C, h, w) -> (B, C, h, w) and colours (B, 3 G, h, w)."""
-        batch, _, height, width = x.shape
-        weights = self._weights(self.assign_query(self.norm(x)))
+    def forward(self, features: Tensor, context: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Read sums (B, G, M, C / G + 4) -> (B, C, h, w) and colours (B, 3 G, h, w).
+
+        Args:
+            features: of the query image alone (B, C, h, w).
+            context: what the query knows so far (B, C, h, w).
+            sums: what `encode` returned.
+        """
+        batch, _, height, width = features.shape
+        weights = self._weights(self.assign(self.norm(features)) + self.assign_context(self.norm_context(context)))
         content = sums[..., :-1] / (sums[..., -1:] + 1e-4)
         read = torch.einsum("bgmn,bgmc->bgcn", weights, content.to(weights.dtype))
         colours = read[:, :, -self.colours :].flatten(1, 2).reshape(batch, -1, height, width)
-        return self.out(read[:, :, : -self.colours].reshape(x.shape)), colours
+        return self.out(read[:, :, : -self.colours].reshape(features.shape)), colours
 
 
 class ColourMixer(nn.Module):
@@ -230,6 +286,21 @@ class ColourMixer(nn.Module):
         batch, count, height, width = weights.shape
         colours = candidates.float().reshape(batch, count, -1, height, width)
         return (weights[:, :, None] * colours).sum(dim=1)
+
+
+class Modulation(nn.Module):
+    """Scales and shifts features by what the prompts as a whole say about the task."""
+
+    def __init__(self, task_width: int, channels: int) -> None:
+        super().__init__()
+        self.to_scale = nn.Linear(task_width, channels)
+        self.to_shift = nn.Linear(task_width, channels)
+        nn.init.zeros_(self.to_scale.weight)
+        nn.init.zeros_(self.to_shift.weight)
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        """Features (B, C, h, w) and task (B, D) -> (B, C, h, w)."""
+        return x * (1 + self.to_scale(task))[:, :, None, None] + self.to_shift(task)[:, :, None, None]
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
@@ -286,7 +357,7 @@ class LabelEncoder(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         _, _, c4, c8, c16 = config.widths
-        self.down2 = nn.Conv2d(COLOURS + 1, 32, 3, stride=2, padding=1)
+        self.down2 = nn.Conv2d(LABEL_CHANNELS, 32, 3, stride=2, padding=1)
         self.down4 = nn.Conv2d(32, c4, 3, stride=2, padding=1)
         self.stage4 = ResidualBlock(c4)
         self.down8 = nn.Conv2d(c4, c8, 3, stride=2, padding=1)
@@ -298,11 +369,11 @@ class LabelEncoder(nn.Module):
         self.visible16 = _zero(nn.Conv2d(c4, c16, 4, stride=4))
 
     def embed(self, label: Tensor) -> Tensor:
-        """Label with hidden channel (B, 4, H, W) -> (B, C, H / 4, W / 4)."""
+        """Described label (B, 6, H, W) -> (B, C, H / 4, W / 4)."""
         return self.down4(F.gelu(self.down2(label)))
 
     def forward(self, label: Tensor, features: list[Tensor]) -> list[Tensor]:
-        """Label with hidden channel (B, 4, H, W) and image features -> values at 1/4, 1/8, 1/16."""
+        """Described label (B, 6, H, W) and image features -> values at 1/4, 1/8, 1/16."""
         v4 = self.stage4(self.embed(label) + features[2])
         v8 = self.stage8(self.down8(v4) + features[3])
         v16 = self.down16(v8) + features[4]
@@ -330,34 +401,47 @@ class CompactPainter(ConfiguredModule):
         self.image_encoder = ImageEncoder(config)
         self.label_encoder = LabelEncoder(config)
         self.blocks16 = nn.ModuleList(PaintingBlock(c16, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        self.up8 = _zero(nn.Conv2d(c16, 4 * c8, 1))
+        self.norm_task = nn.LayerNorm(c16)
+        self.task = nn.Linear(c16, c8)
+        self.modulate8 = Modulation(c8, c8)
+        self.modulate4 = Modulation(c8, c4)
+        self.modulate2 = Modulation(c8, c2)
+        self.modulate1 = Modulation(c8, c1)
+        self.up8 = nn.Conv2d(c16, 4 * c8, 1)
         self.read8 = CopyingAttention(c8)
         self.stage8 = ResidualBlock(c8)
-        self.up4 = _zero(nn.Conv2d(c8, 4 * c4, 1))
+        self.up4 = nn.Conv2d(c8, 4 * c4, 1)
         self.codebook4 = Codebook(c4, c4, 4, config.slots)
         self.colours4 = nn.Conv2d(COLOURS * (self.read8.heads + 4), c4, 1)
         self.stage4 = nn.Sequential(ResidualBlock(c4), ResidualBlock(c4))
         self.mix4 = ColourMixer(c4, self.read8.heads + 4)
-        self.up2 = _zero(nn.Conv2d(c4, 4 * c2, 1))
+        self.up2 = nn.Conv2d(c4, 4 * c2, 1)
         self.codebook2 = Codebook(c2, c2, 2, config.slots)
         self.colours2 = nn.Conv2d(COLOURS * 3, c2, 1)
         self.stage2 = nn.Sequential(ResidualBlock(c2), ResidualBlock(c2))
         self.mix2 = ColourMixer(c2, 3)
-        self.up1 = _zero(nn.Conv2d(c2, 4 * c1, 1))
+        self.up1 = nn.Conv2d(c2, 4 * c1, 1)
         self.codebook1 = Codebook(c1, c1, 2, config.slots // 2)
         # What the last layers see: features, what was read, the query itself and four candidates for the colour.
         self.paint1 = nn.Conv2d(2 * c1 + COLOURS * 4, c1, 3, padding=1)
         self.mix1 = ColourMixer(c1, 4)
         self.correct = _zero(nn.Conv2d(c1, COLOURS, 3, padding=1))
 
-    def _hide(self, label: Tensor, hidden: Tensor | None) -> Tensor:
-        """Replace hidden patches by zeros, by selection so that not even NaN leaks, and append the hidden channel."""
+    def _shown(self, image: Tensor, label: Tensor, hidden: Tensor | None) -> Tensor:
+        """What the network is told of a label (B, 6, H, W).
+
+        Hidden patches become zeros, by selection so that not even NaN leaks. Beside the colours stand the hidden flag, how
+        colourful a pixel is and how it differs from its image: these tell a label map from an image at first glance.
+        """
         batch, _, height, width = label.shape
         if hidden is None:
-            return torch.cat([label, torch.zeros_like(label[:, :1])], dim=1)
-        pixels = hidden[:, None].repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
-        pixels = pixels.expand(batch, 1, height, width)
-        return torch.cat([torch.where(pixels, torch.zeros_like(label), label), pixels.to(label.dtype)], dim=1)
+            pixels = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=label.device).expand(batch, 1, height, width)
+        else:
+            pixels = hidden[:, None].repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
+        colours = torch.where(pixels, torch.zeros_like(label), label)
+        colourful = colours.amax(dim=1, keepdim=True) - colours.amin(dim=1, keepdim=True)
+        differs = torch.where(pixels, torch.zeros_like(image), (colours.mean(dim=1, keepdim=True) - image).abs())
+        return torch.cat([colours, pixels.to(label.dtype), colourful, differs], dim=1)
 
     def encode(self, image: Tensor, label: Tensor, hidden: Tensor | None = None) -> list[Tensor]:
         """Encode prompts once.
@@ -368,26 +452,27 @@ class CompactPainter(ConfiguredModule):
             hidden: label patches (B, S, h, w) to be ignored, True = hidden; None shows everything.
 
         Returns:
-            Keys and values at 1/16 per block, key, value and copied label patches at 1/8, codebooks at 1/4, 1/2 and 1.
+            Keys and values at 1/16 per block, key, value and copied label patches at 1/8, codebooks at 1/4, 1/2 and 1, and
+            the sum of the prompts' summaries. Tokens of several prompts are joined, codebooks and summaries added.
 
         Raises:
             ValueError: H or W is no multiple of 16 and of the patch.
         """
         _check_sides(image.shape[3], image.shape[4], self.side_multiple)
         batch, prompts = image.shape[:2]
-        shown = self._hide(label.flatten(0, 1), None if hidden is None else hidden.flatten(0, 1))
+        shown = self._shown(image.flatten(0, 1), label.flatten(0, 1), None if hidden is None else hidden.flatten(0, 1))
         features = self.image_encoder(image.flatten(0, 1))
         values = self.label_encoder(shown, features)
 
         encoded: list[Tensor] = []
         image16, label16 = _tokens(features[4], batch), _tokens(values[2], batch)
         for block in self.blocks16:
-            key, value = block.encode(image16, label16)
+            key, value = block.encode(image16, label16)  # type: ignore[operator]
             encoded.append(key)
             encoded.append(value)
         colours = shown[:, : self.colours]
         patches = F.pixel_unshuffle(F.avg_pool2d(colours, 4), 2)
-        key, value = self.read8.encode(_tokens(features[3], batch), _tokens(values[1], batch), _tokens(patches, batch))
+        key, value = self.read8.encode(features[3], values[1], patches, batch)
         encoded.append(key)
         encoded.append(value)
         code4 = self.codebook4.encode(features[2], values[0], F.avg_pool2d(colours, 4))
@@ -396,6 +481,8 @@ class CompactPainter(ConfiguredModule):
         encoded.append(code4.reshape(batch, prompts, code4.shape[1], code4.shape[2], code4.shape[3]).sum(1))
         encoded.append(code2.reshape(batch, prompts, code2.shape[1], code2.shape[2], code2.shape[3]).sum(1))
         encoded.append(code1.reshape(batch, prompts, code1.shape[1], code1.shape[2], code1.shape[3]).sum(1))
+        summary = label16.float().mean(1)[:, None, None] * prompts
+        encoded.append(F.pad(summary, [0, 1], value=float(prompts)))
         return encoded
 
     def paint(
@@ -423,7 +510,10 @@ class CompactPainter(ConfiguredModule):
             hidden = torch.ones(batch, height // self.patch, width // self.patch, dtype=torch.bool, device=image.device)
         encoded = [e.expand(batch, -1, -1, -1) for e in encoded]
         features = self.image_encoder(image)
-        visible = self.label_encoder.visible(self._hide(label, hidden))
+        visible = self.label_encoder.visible(self._shown(image, label, hidden))
+
+        summary = (encoded[-1][..., :-1] / encoded[-1][..., -1:])[:, 0, 0]
+        task = F.gelu(self.task(self.norm_task(summary)))  # (B, D)
 
         x16 = features[4] + visible[2]
         tokens = _tokens(x16, batch)
@@ -432,27 +522,26 @@ class CompactPainter(ConfiguredModule):
         x16 = tokens.transpose(1, 2).reshape(x16.shape)
 
         x8 = F.pixel_shuffle(self.up8(x16), 2) + features[3] + visible[1]
-        read8, copied = self.read8(_tokens(x8, batch), encoded[-5], encoded[-4])
-        x8 = self.stage8(x8 + read8.transpose(1, 2).reshape(x8.shape))
-        copied = F.pixel_shuffle(copied.reshape(batch, -1, x8.shape[2], x8.shape[3]), 2)  # (B, 3 G, H / 4, W / 4)
+        read8, copied = self.read8(features[3], x8, encoded[-6], encoded[-5])
+        x8 = self.stage8(self.modulate8(x8 + read8, task))
 
         x4 = F.pixel_shuffle(self.up4(x8), 2) + features[2] + visible[0]
-        read4, looked_up = self.codebook4(x4, encoded[-3])
+        read4, looked_up = self.codebook4(features[2], x4, encoded[-4])
         candidates = torch.cat([copied, looked_up], dim=1)
-        x4 = self.stage4(x4 + read4 + self.colours4(candidates))
+        x4 = self.stage4(self.modulate4(x4 + read4 + self.colours4(candidates), task))
         colour = self.mix4(x4, candidates)
 
         x2 = F.pixel_shuffle(self.up2(x4), 2) + features[1]
-        read2, looked_up = self.codebook2(x2, encoded[-2])
+        read2, looked_up = self.codebook2(features[1], x2, encoded[-3])
         candidates = torch.cat([_double(colour).to(looked_up.dtype), looked_up], dim=1)
-        x2 = self.stage2(x2 + read2 + self.colours2(candidates))
+        x2 = self.stage2(self.modulate2(x2 + read2 + self.colours2(candidates), task))
         colour = self.mix2(x2, candidates)
 
         x1 = F.pixel_shuffle(self.up1(x2), 2) + features[0]
-        read1, looked_up = self.codebook1(x1, encoded[-1])
+        read1, looked_up = self.codebook1(features[0], x1, encoded[-2])
         grey = image.expand(-1, self.colours, -1, -1).to(looked_up.dtype)
         candidates = torch.cat([_double(colour).to(looked_up.dtype), looked_up, grey], dim=1)
-        x1 = F.gelu(self.paint1(torch.cat([x1, read1, candidates], dim=1)))
+        x1 = F.gelu(self.modulate1(self.paint1(torch.cat([x1, read1, candidates], dim=1)), task))
         return self.mix1(x1, candidates) + self.correct(x1).float()
 
     def forward(self, image: Tensor, query_label: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
@@ -470,16 +559,20 @@ class CompactPainter(ConfiguredModule):
             ValueError: another number of channels, or H or W is no multiple of 16 and of the patch.
         """
         batch, channels, height, width = image.shape
-        if not torch.jit.is_tracing() and (channels < 5 or channels % 4 != 1):
+        if not _is_tracing() and (channels < 5 or channels % 4 != 1):
             raise ValueError(f"image has {channels} channels: needed are 1 for the query and 4 for each prompt")
         prompts = image[:, 1:].reshape(batch, -1, 1 + self.colours, height, width)
         encoded = self.encode(prompts[:, :, :1], prompts[:, :, 1:])
         return self.paint(image[:, :1], encoded, query_label, hidden)
 
 
+def _is_tracing() -> bool:
+    """While a graph is recorded, sizes are symbols, which a comparison would fix."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
 def _check_sides(height: int, width: int, multiple: int) -> None:
-    # While tracing, sizes are symbols that a comparison would fix.
-    if not torch.jit.is_tracing() and (height % multiple != 0 or width % multiple != 0):
+    if not _is_tracing() and (height % multiple != 0 or width % multiple != 0):
         raise ValueError(f"slices of {height} x {width} pixels do not fit: pad both sides to multiples of {multiple}")
 
 

@@ -83,7 +83,7 @@ class NetworkConfig:
 
     def _check_vit(self) -> None:
         if not self.feature_blocks or not 0 <= min(self.feature_blocks) <= max(self.feature_blocks) < self.depth:
-            raise ValueError(f"feature_blocks {self.feature_blocks} must be in 0..{self.depth - 1}: depth is {self.depth}")
+            raise ValueError(f"feature_blocks {self.feature_blocks} must be blocks of a depth of {self.depth}")
         first = min(self.feature_blocks)
         if not 1 <= self.merge_after <= first + 1:
             raise ValueError(f"merge_after {self.merge_after} must be in 1..{first + 1}: the streams are averaged "
@@ -106,7 +106,8 @@ class NetworkConfig:
         unknown = sorted(set(fields) - known)
         if unknown:
             raise ValueError(f"network configuration has unknown fields {unknown}; known: {sorted(known)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        return cls(**values)  # type: ignore[arg-type]
 
 
 PRESETS: dict[str, NetworkConfig] = {

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvg_core.backends import N_CODEBOOKS, ONNX_METADATA, ONNX_PROMPT, ONNX_QUERY
+from mvg_core.backends import N_CODEBOOKS, ONNX_METADATA, ONNX_PROMPT, ONNX_QUERY, ONNX_SUM
 from mvg_core.network.checkpoint import ConfiguredModule
 
 # Old enough for every ONNX Runtime that runs with a supported NumPy; group normalisation came later and is spelt out.
@@ -78,14 +78,15 @@ def export_onnx(network: ConfiguredModule, folder: Path, *, checkpoint_sha256: s
     return folder / ONNX_PROMPT, folder / ONNX_QUERY
 
 
-def _export_both(network: nn.Module, folder: Path) -> tuple[Path, Path]:
-    side = network.config.size  # type: ignore[union-attr]
+def _export_both(network: Any, folder: Path) -> tuple[Path, Path]:
+    side = network.config.size
     image, label = torch.zeros(1, 1, 1, side, side), torch.zeros(1, 1, 3, side, side)
     with torch.no_grad():
-        encoded = network.encode(image, label)  # type: ignore[operator]
-    names = [f"encoded_{number}" for number in range(len(encoded))]
+        encoded = network.encode(image, label)
+    n_tokens = len(encoded) - N_CODEBOOKS
+    names = [f"{'tokens' if number < n_tokens else ONNX_SUM}_{number}" for number in range(len(encoded))]
     # Every pair of keys and values has its own number of tokens: 1/16 and 1/8 of the side.
-    tokens = {name: {2: f"tokens_{number // 2}"} for number, name in enumerate(names[:-N_CODEBOOKS])}
+    tokens = {name: {2: f"n_tokens_{number // 2}"} for number, name in enumerate(names[:n_tokens])}
     prompt_axes = {"image": {3: "height", 4: "width"}, "label": {3: "height", 4: "width"}}
     query_axes = {"image": {0: "queries", 2: "height", 3: "width"}, "painted": {0: "queries", 2: "height", 3: "width"}}
     _export(_PromptEncoder(network), (image, label), folder / ONNX_PROMPT, ["image", "label"], names,
@@ -98,10 +99,9 @@ def _export_both(network: nn.Module, folder: Path) -> tuple[Path, Path]:
 def _export(module: nn.Module, arguments: tuple[Tensor, ...], path: Path, inputs: list[str], outputs: list[str],
             axes: dict[str, dict[int, str]]) -> None:
     with warnings.catch_warnings():
-        # The newer exporter writes the same numbers, but takes twenty times as long.
-        warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX export", DeprecationWarning)
-        # Shapes that are computed with are traced as such; the tests compare sizes that were not traced.
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        # It warns of computing with shapes (the tests compare sizes that were not traced), and of being the old one
+        # (the new exporter writes the same numbers, but takes twenty times as long).
+        warnings.simplefilter("ignore")
         torch.onnx.export(module.eval(), arguments, path, input_names=inputs, output_names=outputs, dynamic_axes=axes,
                           opset_version=OPSET, dynamo=False)
 

@@ -122,7 +122,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
 def random_intensity(images: Tensor, generator: Generator, *, invert: float = 0.1) -> Tensor:
     """Change contrast, brightness, gamma, bias field, sharpness and noise of images (B, N, H, W) in [0, 1].
 
-    The images of an episode change together, each a little in its own way. Black padding stays black unless inverted.
+    The images of an episode change together, each a little in its own way. Black stays black unless inverted, but for
+    noise and a level of at most 0.02.
     """
     batch, n_images, size = images.shape[0], images.shape[1], images.shape[-1]
 

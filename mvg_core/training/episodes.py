@@ -26,6 +26,8 @@ from mvg_core.training.bank import SliceBank
 
 KINDS = ("segmentation", "denoising", "inpainting", "synthesis", "restoration")
 MAX_LABELS = 16
+NEAR = 4
+"""Slices to either side that count as near."""
 
 
 @dataclass
@@ -70,7 +72,7 @@ class EpisodeConfig:
         dataset_weights: weight of each data set with labels in the family `real`; sets not named get 1.
         kinds: weight of each image-to-image kind.
         same_subject: probability that prompts are other slices of the query's subject.
-        near: probability that such a slice is at most 3 slices away.
+        near: probability that such a slice is at most `NEAR` slices away.
         prompts: probability of 1, 2, 3, ... prompts (one number for a whole batch).
         background_weight: weight of background pixels in the painting loss of segmentation (paper: 0.1).
         real_in_restoration: probability that an image-to-image episode uses real images.
@@ -223,7 +225,7 @@ class EpisodeSampler:
         same = self._rows_of_stack[stack]
         if len(same) > 1 and self.numpy.random() < self.config.same_subject:
             if self.numpy.random() < self.config.near:
-                near = same[(np.abs(bank.number[same] - bank.number[row]) <= 4) & (same != row)]
+                near = same[(np.abs(bank.number[same] - bank.number[row]) <= NEAR) & (same != row)]
                 if len(near):
                     return int(near[self.numpy.integers(len(near))])
             return int(same[self.numpy.integers(len(same))])
@@ -255,7 +257,7 @@ class EpisodeSampler:
         size = self.labels.shape[-1]
         maps = label_maps.random_regions(batch, size, self.generator)
         n_shapes = int(self.numpy.integers(0, 5))
-        if n_shapes:
+        if n_shapes and (self._real or len(self._painted)):
             maps = label_maps.paste_shapes(maps, self._shapes(batch, n_shapes), self.generator)
         return maps.to(torch.uint8)[:, None].expand(-1, 1 + n_prompts, -1, -1)
 
@@ -295,7 +297,7 @@ class EpisodeSampler:
         return torch.where(kept & (order <= MAX_LABELS), order, 0)
 
     def _grids(self, reference: Tensor, n_images: int) -> Tensor:
-        """Sampling grids whose zoom keeps the bright part of the first image (B, 1, S, S) in view."""
+        """Sampling grids whose zoom keeps the bright part of `reference` (B, 1, S, S) in view."""
         mass = reference[:, 0].float() + 1e-6
         axis = torch.linspace(-1, 1, mass.shape[-1], device=mass.device)
         total = mass.sum((1, 2))
@@ -306,17 +308,17 @@ class EpisodeSampler:
     def _warp(
         self, images: Tensor, labels: Tensor | None, table: Tensor | None, *, nearest: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Warp images (B, N, S, S) (label maps stay label maps) and their classes together."""
-        is_map = nearest or not images.is_floating_point()
-        focus = images[:, 1:2].float()
-        if labels is not None and table is not None:
-            classes = table.gather(1, labels.flatten(1).long()).reshape(labels.shape)
-            focus = (classes[:, 1:2] > 0).float()
-        grids = self._grids(focus, images.shape[1])
-        warped = warp_labels(images, grids) if is_map else warp_images(images, grids)
+        """Warp images (B, N, S, S) and their classes together.
+
+        Integer images, and all with `nearest`, are label maps and stay so. Classes are 0 without labels and table.
+        """
+        warp = warp_labels if nearest or not images.is_floating_point() else warp_images
         if labels is None or table is None:
+            warped = warp(images, self._grids(images[:, 1:2].float(), images.shape[1]))
             return warped, torch.zeros_like(warped, dtype=torch.int64)
-        return warped, warp_labels(classes, grids)
+        classes = table.gather(1, labels.flatten(1).long()).reshape(labels.shape)
+        grids = self._grids((classes[:, 1:2] > 0).float(), images.shape[1])
+        return warp(images, grids), warp_labels(classes, grids)
 
     def _segmentation(self, images: Tensor, classes: Tensor) -> Episodes:
         batch = images.shape[0]

@@ -1,8 +1,8 @@
 """The hybrid objective: which label patches an episode hides, and what the painted answer costs.
 
-*Autoregressive*: in the sequence prompt image, prompt label, query image, query label, the whole last element is painted
-from the ones before. *Masked*: random blocks of patches of all labels are hidden and painted. Because the network is
-segment-causal, a hidden prompt label is painted from the prompts alone, the query label from everything.
+*Autoregressive*: in the sequence prompt image, prompt label, query image, query label, the whole last element is
+painted from the ones before. *Masked*: random blocks of patches of all labels are hidden and painted. Because the
+network is segment-causal, a hidden prompt label is painted from the prompts alone, the query label from everything.
 
 Source: Ren et al. 2024, arXiv 2406.05565, section 3 (segmentation always autoregressive, other tasks 90 % masked).
 
@@ -13,13 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from mvg_core.network.compact import CompactPainter
 from mvg_core.training.episodes import KINDS, Episodes
 from mvg_core.training.losses import decoded_loss, painting_loss
+
+
+class Painter(Protocol):
+    """What the objective needs of a network; `CompactPainter` says what the arguments mean."""
+
+    def encode(self, image: Tensor, label: Tensor, hidden: Tensor | None = None) -> list[Tensor]:
+        """Encode prompts once."""
+        ...
+
+    def paint(
+        self, image: Tensor, encoded: list[Tensor], label: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
+        """Paint the label of each query."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -78,12 +92,12 @@ def draw_hidden(
 
 
 def hybrid_loss(
-    network: CompactPainter, episodes: Episodes, hidden: Tensor, masked: Tensor, config: HybridConfig
+    network: Painter, episodes: Episodes, hidden: Tensor, masked: Tensor, config: HybridConfig
 ) -> dict[str, Tensor]:
     """Cost of one batch: `loss` to be minimised, and its parts for the record.
 
     Args:
-        network: anything with `encode` and `paint`.
+        network: paints.
         episodes: the batch.
         hidden: (B, N, h, w), from `draw_hidden`.
         masked: (B,), from `draw_hidden`.

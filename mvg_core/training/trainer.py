@@ -1,4 +1,4 @@
-"""The training loop: MONAI's engine around the hybrid objective, with weights averaged over time and safe checkpoints."""
+"""The training loop: MONAI's engine around the hybrid objective, with averaged weights and safe checkpoints."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ignite.engine import Events
-from monai.engines import SupervisedTrainer
+from monai.engines.trainer import SupervisedTrainer
 from monai.utils.enums import CommonKeys
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
-from mvg_core.network.checkpoint import ConfiguredModule, save_atomically, save_weights
+from mvg_core.network.checkpoint import ConfiguredModule, load_safely, save_atomically, save_weights
+from mvg_core.network.compact import CompactPainter
 from mvg_core.training.bank import SliceBank
 from mvg_core.training.episodes import EpisodeConfig, Episodes, EpisodeSampler
 from mvg_core.training.objective import HybridConfig, draw_hidden, hybrid_loss
@@ -61,7 +62,10 @@ class TrainingConfig:
 
 
 class EpisodeStream(IterableDataset):
-    """Batches of episodes, one for each step. Step k is the same whenever it is drawn, so a resumed run repeats none."""
+    """Batches of episodes, one for each step.
+
+    Step k is the same whenever it is drawn, so a resumed run goes on as if it had not been interrupted.
+    """
 
     def __init__(self, bank: SliceBank, config: TrainingConfig, first: int = 0, device: str = "cpu") -> None:
         super().__init__()
@@ -96,23 +100,27 @@ class HybridTrainer(SupervisedTrainer):
     """Trains a network on episodes; one epoch is one checkpoint interval.
 
     Args:
-        network: with `encode` and `paint`.
+        network: changed in place.
         bank: training slices.
         config: the stage.
-        out: folder for `last.pt` (everything needed to resume), `weights.pt` (averaged weights) and `record.jsonl`.
+        out: existing folder for `last.pt` (everything needed to resume), `weights.pt` (averaged weights) and
+            `record.jsonl`. A run whose `last.pt` is there is resumed.
         device: torch device; episodes are drawn there too when it is a GPU.
+
+    Raises:
+        CheckpointError: `last.pt` is damaged or belongs to another network.
     """
 
-    def __init__(self, network: ConfiguredModule, bank: SliceBank, config: TrainingConfig, out: Path,
+    def __init__(self, network: CompactPainter, bank: SliceBank, config: TrainingConfig, out: Path,
                  device: str = "cpu") -> None:
         self.config, self.out = config, out
-        network = network.to(device, memory_format=torch.channels_last)
+        self.painter = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         optimizer = torch.optim.AdamW(parameter_groups(network, config.weight_decay), lr=config.learning_rate,
-                                      betas=(0.9, 0.98))
+                                      betas=(0.9, 0.95))
         first = 0
         if (out / "last.pt").is_file():
-            first = self._resume(network, optimizer, device)
+            first = self._resume(optimizer, device)
         stream = EpisodeStream(bank, config, first, device)
         loader = DataLoader(stream, batch_size=None, num_workers=1 if device == "cpu" else 0,
                             prefetch_factor=4 if device == "cpu" else None)
@@ -126,55 +134,70 @@ class HybridTrainer(SupervisedTrainer):
         self.state.epoch = first // config.checkpoint_every
         self.state.iteration = first
         self._sums: dict[str, float] = {}
-        self.add_event_handler(Events.ITERATION_COMPLETED, HybridTrainer._after_step)
-        self.add_event_handler(Events.EPOCH_COMPLETED, HybridTrainer.save)
+        self._summed = 0
+        self.add_event_handler(Events.ITERATION_COMPLETED, HybridTrainer._record)
+        self.add_event_handler(Events.ITERATION_COMPLETED, HybridTrainer._finish_step)
 
-    def _iteration(self, engine: HybridTrainer, batchdata: Episodes) -> dict[str, Any]:
+    def run(self) -> None:
+        """Train up to `config.iterations` steps, those before a resume included; a finished run is left as it is."""
+        if self.state.iteration < self.config.iterations:
+            super().run()
+
+    def _iteration(self, engine: SupervisedTrainer, batchdata: Episodes) -> dict[str, Any]:  # type: ignore[override]
         config, step = self.config, self.state.iteration - 1
-        if step >= config.iterations:
-            self.terminate()
-            return {CommonKeys.LOSS: 0.0}
         episodes = batchdata.to(self.state.device)
         self.generator.manual_seed(config.seed * 7_000_003 + step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        patches = episodes.images.shape[-1] // self.network.config.patch
-        hidden, masked = draw_hidden(episodes.kinds, episodes.images.shape[1], patches, config.objective, self.generator)
-        self.network.train()
+        n_images, patches = episodes.images.shape[1], episodes.images.shape[-1] // self.painter.config.patch
+        hidden, masked = draw_hidden(episodes.kinds, n_images, patches, config.objective, self.generator)
+        self.painter.train()
         with torch.autocast(self.state.device.type, torch.bfloat16, enabled=config.mixed_precision):
-            parts = hybrid_loss(self.network, episodes, hidden, masked, config.objective)
+            parts = hybrid_loss(self.painter, episodes, hidden, masked, config.objective)
         self.optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.painter.parameters(), config.clip)
         if torch.isfinite(norm):  # one bad batch must not poison the weights
             self.optimizer.step()
-            self.average.update_parameters(self.network)
+            self.average.update_parameters(self.painter)
         return {CommonKeys.LOSS: parts["loss"].item(), "norm": norm.item(),
                 "segmentation": parts["segmentation"].item(), "image": parts["image"].item()}
 
-    def _after_step(self) -> None:
+    def _record(self) -> None:
+        """Means since the last line, every `report_every` steps."""
         step = self.state.iteration
         for name, value in self.state.output.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._sums[str(name)] = self._sums.get(str(name), 0.0) + float(value)
+        self._summed += 1
         if step % self.config.report_every == 0:
-            line = {"step": step, **{k: round(v / self.config.report_every, 5) for k, v in self._sums.items()},
+            line = {"step": step, **{name: round(total / self._summed, 5) for name, total in self._sums.items()},
                     "lr": self.optimizer.param_groups[0]["lr"],
                     "steps_per_s": round((step - self.first) / (time.perf_counter() - self._started), 3)}
             self._sums.clear()
+            self._summed = 0
             with open(self.out / "record.jsonl", "a") as record:
                 record.write(json.dumps(line) + "\n")
             print(line, flush=True)
 
+    def _finish_step(self) -> None:
+        step, config = self.state.iteration, self.config
+        is_last = step >= config.iterations
+        if is_last or step % config.checkpoint_every == 0:
+            self.save()
+        if is_last and step % config.checkpoint_every:
+            self.terminate_epoch()  # the last epoch is a short one
+
     def save(self) -> None:
         """Write `last.pt` and `weights.pt`, each replaced only once complete."""
-        save_atomically({"network": self.network.state_dict(), "average": self.average.state_dict(),
+        save_atomically({"network": self.painter.state_dict(), "average": self.average.state_dict(),
                          "optimizer": self.optimizer.state_dict(), "step": self.state.iteration,
                          "config": json.dumps(asdict(self.config))}, self.out / "last.pt")
-        save_weights(self.average.module, self.out / "weights.pt")
+        save_weights(cast(ConfiguredModule, self.average.module), self.out / "weights.pt")
 
-    def _resume(self, network: ConfiguredModule, optimizer: torch.optim.Optimizer, device: str) -> int:
-        stored = torch.load(self.out / "last.pt", map_location=device, weights_only=True)
-        network.load_state_dict(stored["network"])
+    def _resume(self, optimizer: torch.optim.Optimizer, device: str) -> int:
+        """Take over everything from `last.pt`; the number of steps that are done."""
+        stored = load_safely(self.out / "last.pt", device)
+        self.painter.load_state_dict(stored["network"])
         self.average.load_state_dict(stored["average"])
         optimizer.load_state_dict(stored["optimizer"])
         return int(stored["step"])

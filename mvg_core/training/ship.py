@@ -1,0 +1,68 @@
+"""Turn the weights of a finished run into the file that is shipped, with a card that says where they come from.
+
+    python -m mvg_core.training.ship runs/finish/weights.pt --data ../shared/data --records runs/*/record.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mvg_core.network.checkpoint import load_network, save_weights
+from mvg_core.training.recipe import STAGES, TRAINING_SETS
+from mvg_core.weights import file_sha256
+
+SHIPPED = Path("bundle/models/model.pt")
+LICENCE = "Apache-2.0"
+
+
+def make_card(data_folder: Path, records: Sequence[Path]) -> dict[str, Any]:
+    """What `mvg info` tells about the weights.
+
+    Args:
+        data_folder: holds the data sets that were trained on; their licences are read from there.
+        records: `record.jsonl` of every stage, each in a folder named after its stage.
+
+    Returns:
+        JSON-serialisable: licence, intended use, training data, stages with their last line of record.
+    """
+    listings = {name: json.loads((data_folder / name / "dataset.json").read_text()) for name in TRAINING_SETS}
+    stages = []
+    for record in records:
+        last = json.loads(record.read_text().splitlines()[-1])
+        config = STAGES[record.parent.name]
+        stages.append({"stage": record.parent.name, "steps": last["step"], "episodes": last["step"] * config.batch,
+                       "size": config.episodes.size, "learning_rate": config.learning_rate, "seed": config.seed,
+                       "last_loss": last["loss"]})
+    return {
+        "name": "mvg_compact", "licence": LICENCE, "intended_use": "research only, no clinical use",
+        "training_data": [{"name": name, "licence": listing["licence"], "modality": listing["modality"],
+                           "anatomy": listing["anatomy"]} for name, listing in listings.items()],
+        "never_trained_on": ["heart", "hippocampus", "chest radiographs", "PET", "MNI152 template"],
+        "stages": stages,
+        "objective": dataclasses.asdict(STAGES["finish"].objective),
+    }
+
+
+def main() -> None:
+    """Write the weight file and its checksum."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path, help="weights.pt of a finished run")
+    parser.add_argument("--data", type=Path, required=True, help="folder of data sets, for their licences")
+    parser.add_argument("--records", type=Path, nargs="+", required=True, help="record.jsonl of every stage")
+    parser.add_argument("--output", type=Path, default=SHIPPED)
+    options = parser.parse_args()
+    network = load_network(options.weights)
+    network.card = make_card(options.data, options.records)
+    save_weights(network, options.output)
+    options.output.with_name(options.output.name + ".sha256").write_text(
+        f"{file_sha256(options.output)}  {options.output.name}\n")
+    print(f"{options.output}: {options.output.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
