@@ -2,7 +2,7 @@
 # else: they set up .venv first (some minutes and about 4 GB, once).
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint typecheck check-size train benchmark-speed clean
+.PHONY: help venv demo test lint typecheck check-size train benchmark-speed benchmark-demo docs clean
 
 # The first Python that can make a virtual environment; 3.11 first, because the requirements were pinned with it.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
@@ -64,6 +64,12 @@ train: venv  ## train the shipped network on ../shared/data; interrupted runs ar
 
 benchmark-speed: venv  ## seconds per slice and peak memory on this machine
 	$(BIN)/python benchmarks/speed.py $(ARGS)
+
+benchmark-demo: demo  ## the demo beside copying and chained demons
+	$(BIN)/python benchmarks/demo_baselines.py
+
+docs: venv  ## write docs/reference/cli.md from the command line itself
+	$(BIN)/python -m typer mvg_core.cli utils docs --name mvg --title "Command line" --output docs/reference/cli.md
 
 clean:  ## remove what can be made again, except .venv
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml htmlcov demo_output

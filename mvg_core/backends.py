@@ -169,8 +169,9 @@ class OnnxBackend:
         """Paint the labels of queries."""
         _check_side(queries.shape)
         known = dict(zip(self._names, encoded, strict=True))
-        (painted,) = self._query.run(None, {"image": _float32(queries)[:, None], **known})
-        return np.moveaxis(painted, 1, -1)
+        # One by one: no slower, and its attention needs hundreds of MB for every slice of 512 x 512 pixels.
+        painted = [self._query.run(None, {"image": _float32(query)[None, None], **known})[0] for query in queries]
+        return np.moveaxis(np.concatenate(painted), 1, -1)
 
 
 def load_backend(name_or_path: str | os.PathLike[str] = "mvg_compact", *, backend: BackendChoice = "auto",

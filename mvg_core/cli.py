@@ -437,9 +437,10 @@ def _is_for_people(error: Exception) -> bool:
 
 def _files_behind(error: Exception, options: dict[str, Any]) -> list[str]:
     """Which file is which, where a message about voxels speaks of the query or a reference by its number."""
-    pairs = list(options.get("reference") or ())
-    files = [options[name] for name in ("query", "hole", "names", "output") if options.get(name)]
-    if not pairs or not isinstance(error, (ValueError, IndexError)) or any(str(p) in str(error) for p in files + pairs):
+    pairs, message = list(options.get("reference") or ()), str(error)
+    if not pairs or isinstance(error, (RuntimeError, OSError)) or not ("query" in message or "reference " in message):
+        return []
+    if any(str(path) in message for path in [options["query"], *pairs]):
         return []
     return [f"  query: {options['query']}", *(
         f"  reference {number}: {image} with {label}"

@@ -412,9 +412,11 @@ class _VolumeRun:
         return self.query.with_array(image)
 
     def _paint_over(self, original: npt.NDArray, painted: npt.NDArray[np.float32], number: int) -> None:
-        """Put a painted slice (S, S) into the hole, or without one wherever the window could show the original."""
+        """Put a painted slice (S, S) into the hole, or without one wherever a window could show the original."""
         answer = self._scaling.invert(self.plan.restore_slice(painted))
-        if self._hole is None:
+        if self._hole is None and self._scaling.kind == "percentile":
+            where = np.ones(original.shape, bool)  # what lies outside the percentiles is mostly noise
+        elif self._hole is None:
             where = (original >= self._scaling.low) & (original <= self._scaling.high)
         else:
             where = _slice(self._hole, self.plan, number)

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import math
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +29,8 @@ from mvg_core.network.checkpoint import ConfiguredModule
 from mvg_core.network.config import COARSEST, NetworkConfig
 
 COLOURS = 3
+GATE_GAIN = 4.0  # lets a pixel decide for one colour within few steps of training
+DESCRIPTORS = 3  # of a prompt: share of hidden pixels, mean colourfulness, mean difference from the image
 LABEL_CHANNELS = COLOURS + 3  # colours, hidden, how colourful, how different from the image
 HEAD_WIDTH = 32
 PLACE_NUMBERS = 3  # of a key: y, x and their squared distance from the centre
@@ -87,10 +87,8 @@ class CopyingAttention(nn.Module):
 
     A head compares content (cosine) and place: a Gaussian of the distance, from none in the first head to narrow in the
     last, so that some heads look everywhere and some near the same spot. Each head's value is `HEAD_WIDTH - 12` learned
-    numbers beside the token's label patch as 2 x 2 mean
-    colours (12).
-    A query token is made of the image alone, as keys are, so that a place finds its like before anything is learned; what
-    the query has read so far is added to it.
+    numbers beside the token's label patch as 2 x 2 mean colours (12). A query token is made of the image alone, as keys
+    are, so that a place finds its like before anything is learned; what the query has read so far is added to it.
     """
 
     def __init__(self, width: int) -> None:
@@ -221,8 +219,8 @@ class Codebook(nn.Module):
     """Linear attention: prompt pixels are pooled into slots, query pixels mix the slots.
 
     A slot's content is the mean value and the mean colour of the pixels assigned to it. Sums and masses are kept apart,
-    so the codebooks of several prompts are merged by adding them. Query pixels are assigned as prompt pixels are, by the
-    image alone; what the query has read so far is added to it.
+    so the codebooks of several prompts are merged by adding them. Query pixels are assigned as prompt pixels are, by
+    the image alone; what the query has read so far is added to it.
     """
 
     def __init__(self, channels: int, value_channels: int, heads: int, slots: int) -> None:
@@ -279,10 +277,11 @@ class ColourMixer(nn.Module):
     def __init__(self, channels: int, candidates: int) -> None:
         super().__init__()
         self.gate = nn.Conv2d(channels, candidates, 1)
+        self.gain = GATE_GAIN
 
     def forward(self, x: Tensor, candidates: Tensor) -> Tensor:
         """Features (B, C, h, w) and candidates (B, 3 K, h, w) -> colours (B, 3, h, w)."""
-        weights = self.gate(x).float().softmax(dim=1)
+        weights = (self.gate(x).float() * self.gain).softmax(dim=1)
         batch, count, height, width = weights.shape
         colours = candidates.float().reshape(batch, count, -1, height, width)
         return (weights[:, :, None] * colours).sum(dim=1)
@@ -402,7 +401,7 @@ class CompactPainter(ConfiguredModule):
         self.label_encoder = LabelEncoder(config)
         self.blocks16 = nn.ModuleList(PaintingBlock(c16, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm_task = nn.LayerNorm(c16)
-        self.task = nn.Linear(c16, c8)
+        self.task = nn.Linear(c16 + DESCRIPTORS, c8)
         self.modulate8 = Modulation(c8, c8)
         self.modulate4 = Modulation(c8, c4)
         self.modulate2 = Modulation(c8, c2)
@@ -430,8 +429,8 @@ class CompactPainter(ConfiguredModule):
     def _shown(self, image: Tensor, label: Tensor, hidden: Tensor | None) -> Tensor:
         """What the network is told of a label (B, 6, H, W).
 
-        Hidden patches become zeros, by selection so that not even NaN leaks. Beside the colours stand the hidden flag, how
-        colourful a pixel is and how it differs from its image: these tell a label map from an image at first glance.
+        Hidden patches become zeros, by selection so that not even NaN leaks. Beside the colours stand the hidden flag,
+        how colourful a pixel is and how it differs from its image: these tell a label map from an image at a glance.
         """
         batch, _, height, width = label.shape
         if hidden is None:
@@ -452,8 +451,8 @@ class CompactPainter(ConfiguredModule):
             hidden: label patches (B, S, h, w) to be ignored, True = hidden; None shows everything.
 
         Returns:
-            Keys and values at 1/16 per block, key, value and copied label patches at 1/8, codebooks at 1/4, 1/2 and 1, and
-            the sum of the prompts' summaries. Tokens of several prompts are joined, codebooks and summaries added.
+            Keys and values at 1/16 per block, key and value at 1/8, codebooks at 1/4, 1/2 and 1, and the sum of the
+            prompts' summaries. Tokens of several prompts are joined; codebooks and summaries are added.
 
         Raises:
             ValueError: H or W is no multiple of 16 and of the patch.
@@ -481,8 +480,10 @@ class CompactPainter(ConfiguredModule):
         encoded.append(code4.reshape(batch, prompts, code4.shape[1], code4.shape[2], code4.shape[3]).sum(1))
         encoded.append(code2.reshape(batch, prompts, code2.shape[1], code2.shape[2], code2.shape[3]).sum(1))
         encoded.append(code1.reshape(batch, prompts, code1.shape[1], code1.shape[2], code1.shape[3]).sum(1))
-        summary = label16.float().mean(1)[:, None, None] * prompts
-        encoded.append(F.pad(summary, [0, 1], value=float(prompts)))
+        described = shown[:, self.colours :].mean((2, 3)).reshape(batch, prompts, -1).sum(1)
+        summary = torch.cat([label16.float().mean(1) * prompts, described.float()], dim=1)[:, None, None]
+        # Not F.pad: a traced graph would keep the number of prompts that it was traced with.
+        encoded.append(torch.cat([summary, torch.ones_like(summary[..., :1]) * prompts], dim=3))
         return encoded
 
     def paint(
@@ -513,7 +514,10 @@ class CompactPainter(ConfiguredModule):
         visible = self.label_encoder.visible(self._shown(image, label, hidden))
 
         summary = (encoded[-1][..., :-1] / encoded[-1][..., -1:])[:, 0, 0]
-        task = F.gelu(self.task(self.norm_task(summary)))  # (B, D)
+        # The descriptors are small numbers between 0 and 1: made large enough to be noticed.
+        summary = torch.cat([self.norm_task(summary[:, : self.norm_task.weight.shape[0]]),
+                             summary[:, self.norm_task.weight.shape[0] :] * 8], dim=1)
+        task = F.gelu(self.task(summary))  # (B, D)
 
         x16 = features[4] + visible[2]
         tokens = _tokens(x16, batch)

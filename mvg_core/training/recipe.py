@@ -4,7 +4,7 @@
     python -m mvg_core.training.recipe middle --data ../shared/data --out runs/middle --initial runs/start/weights.pt
     python -m mvg_core.training.recipe finish --data ../shared/data --out runs/finish --initial runs/middle/weights.pt
 
-Slices grow from 64 to 128 to the native 192 pixels: reading a prompt is learned at any size, and small slices are cheap.
+Slices grow from 64 to 96 to the native 192 pixels: reading a prompt is learned at any size, and small slices are cheap.
 The first two stages have a constant learning rate, so each can be stopped whenever there is no more time
 (`--iterations`); the last one lowers it.
 """
@@ -33,8 +33,8 @@ TRAINING_SETS = ("brain_fetal_atlas", "brain_ms", "breast_us", "carotid_us", "fe
 DATASET_WEIGHTS = {"brain_fetal_atlas": 2.0, "headneck_ct": 3.0, "nerve_us": 1.5, "breast_us": 0.7, "carotid_us": 0.5,
                    "brain_ms": 0.5}
 
-# 30 % of the image-to-image episodes are masked, not 90 % as in the paper: inference is autoregressive, and a small network
-# has no episodes to spare.
+# 30 % of the image-to-image episodes are masked, not 90 % as in the paper: inference is autoregressive, and a small
+# network has no episodes to spare.
 OBJECTIVE = HybridConfig(masked_share={kind: 0.0 if kind == "segmentation" else 0.3 for kind in KINDS})
 
 # Large warps first make a network wait long for its first success: it starts with nearly aligned slices.
@@ -46,11 +46,11 @@ STAGES: dict[str, TrainingConfig] = {
         episodes=EpisodeConfig(size=64, dataset_weights=DATASET_WEIGHTS, warp=GENTLE), objective=OBJECTIVE,
         batch=16, iterations=40_000, learning_rate=1.5e-3, final_rate=1.0, warm_up=150),
     "middle": TrainingConfig(
-        episodes=EpisodeConfig(size=128, dataset_weights=DATASET_WEIGHTS, warp=MODERATE), objective=OBJECTIVE,
+        episodes=EpisodeConfig(size=96, dataset_weights=DATASET_WEIGHTS, warp=MODERATE), objective=OBJECTIVE,
         batch=16, iterations=20_000, learning_rate=1.2e-3, final_rate=1.0, warm_up=50, seed=1),
     "finish": TrainingConfig(
         episodes=EpisodeConfig(size=192, dataset_weights=DATASET_WEIGHTS, warp=MODERATE), objective=OBJECTIVE,
-        batch=12, iterations=1_000, learning_rate=1e-3, warm_up=30, ema=0.99, seed=2),
+        batch=12, iterations=250, learning_rate=1e-3, warm_up=20, ema=0.98, seed=2),
 }
 
 

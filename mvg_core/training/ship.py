@@ -1,6 +1,6 @@
 """Turn the weights of a finished run into the file that is shipped, with a card that says where they come from.
 
-    python -m mvg_core.training.ship runs/finish/weights.pt --data ../shared/data --records runs/*/record.jsonl
+python -m mvg_core.training.ship runs/finish/weights.pt --data ../shared/data --records runs/*/record.jsonl
 """
 
 from __future__ import annotations
