@@ -55,7 +55,8 @@ def test_save_and_load(bank, tmp_path):
 def test_slices_are_those_of_inference(tmp_path):
     found = read_training_set(write_mr(tmp_path / "mr", n_subjects=1), contrasts=("t1",))
     bank = build_bank([found], size=32, stride_2nd=3)
-    volume, label = read_volume(found.items[0].images["t1"]), read_volume(found.items[0].label)
+    volume = read_volume(found.items[0].images["t1"])
+    label = read_volume(tmp_path / "mr" / "label" / "s0.nii.gz")
     scaling = IntensityScaling.for_volume(volume.array)
     axial = bank.stack == 0
     plan = SlicePlan.for_volume(volume.geometry, "axial", size=32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +19,13 @@ FAMILIES = ("real", "painted", "restoration")
 STILL = WarpConfig(zoom=1.0, rotation_deg=0.0, shift=0.0, scale=0.0, jitter=0.0, elastic=0.0, flip=0.0)
 
 
-def sampler(bank: SliceBank | None = None, seed: int = 0, **config: object) -> EpisodeSampler:
+def sampler(bank: SliceBank | None = None, seed: int = 0, **config: Any) -> EpisodeSampler:
     generator = torch.Generator().manual_seed(seed)
-    return EpisodeSampler(bank or tiny_bank(), EpisodeConfig(**{"size": 32, **config}), generator)  # type: ignore[arg-type]
+    return EpisodeSampler(bank or tiny_bank(), EpisodeConfig(**{"size": 32, **config}), generator)
 
 
-def episodes_of(family: str, batch: int = 16, n_prompts: int = 2, seed: int = 0, **config: object) -> Episodes:
-    return sampler(seed=seed, families={family: 1.0}, **config).sample(batch, n_prompts)
+def episodes_of(family: str, batch: int = 16, n_prompts: int = 2, seed: int = 0, **config: Any) -> Episodes:
+    return sampler(None, seed, families={family: 1.0}, **config).sample(batch, n_prompts)
 
 
 def hand_made_bank(images: np.ndarray, labels: np.ndarray, stack: list[int], group: list[int], subject: list[int]
@@ -37,7 +38,7 @@ def hand_made_bank(images: np.ndarray, labels: np.ndarray, stack: list[int], gro
         images=images.astype(np.uint8), labels=labels.astype(np.uint8), dataset=np.zeros(len(stacks), int),
         stack=stacks, group=np.array(group), subject=np.array(subject), site=np.arange(len(stacks)),
         relative=(number / np.maximum(counts - 1, 1)).astype(np.float32), number=number,
-        labelled=labels.any((1, 2)), has_image=np.ones(len(stacks), bool), names=np.array(["hand"]))
+        labelled=np.asarray(labels.any((1, 2))), has_image=np.ones(len(stacks), bool), names=np.array(["hand"]))
 
 
 # --- all families ---
@@ -284,8 +285,8 @@ def test_label_maps_are_never_drawn_as_images():
 # --- image to image ---
 
 
-def kind_of(kind: str, batch: int = 12, seed: int = 0, **config: object) -> Episodes:
-    return episodes_of("restoration", batch=batch, seed=seed, kinds={kind: 1.0}, **config)
+def kind_of(kind: str, batch: int = 12) -> Episodes:
+    return episodes_of("restoration", batch, kinds={kind: 1.0})
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])

@@ -96,10 +96,9 @@ def test_decoded_loss_worked_by_hand():
 
 
 def test_a_class_of_the_palette_that_is_absent_costs_nothing_where_it_is_not_painted():
-    sharp = {"temperature": 0.01}
-    assert decoded([WHITE, BLACK], [1, 0], [BLACK, WHITE, RED], **sharp) == pytest.approx(0.0, abs=1e-6)
+    assert decoded([WHITE, BLACK], [1, 0], [BLACK, WHITE, RED], temperature=0.01) == pytest.approx(0.0, abs=1e-6)
     # Painted on one pixel it costs its whole Dice, 1 - 1 / (1 + 1), and that pixel's evidence: |white - red|^2 = 2.
-    found = decoded([RED, BLACK], [1, 0], [BLACK, WHITE, RED], **sharp)
+    found = decoded([RED, BLACK], [1, 0], [BLACK, WHITE, RED], temperature=0.01)
     absent, missed = 1 - 1 / 2, 1 - 1 / 2
     assert found == pytest.approx((2 / 0.01) / 2 + (absent + missed) / 2, rel=1e-4)
 

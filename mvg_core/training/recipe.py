@@ -50,7 +50,7 @@ STAGES: dict[str, TrainingConfig] = {
         batch=16, iterations=20_000, learning_rate=1.2e-3, final_rate=1.0, warm_up=50, seed=1),
     "finish": TrainingConfig(
         episodes=EpisodeConfig(size=192, dataset_weights=DATASET_WEIGHTS, warp=MODERATE), objective=OBJECTIVE,
-        batch=12, iterations=250, learning_rate=1e-3, warm_up=20, ema=0.98, seed=2),
+        batch=8, iterations=220, learning_rate=1e-3, warm_up=20, ema=0.98, seed=2),
 }
 
 

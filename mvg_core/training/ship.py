@@ -20,12 +20,13 @@ SHIPPED = Path("bundle/models/model.pt")
 LICENCE = "Apache-2.0"
 
 
-def make_card(data_folder: Path, records: Sequence[Path]) -> dict[str, Any]:
+def make_card(data_folder: Path, records: Sequence[Path], note: str = "") -> dict[str, Any]:
     """What `mvg info` tells about the weights.
 
     Args:
         data_folder: holds the data sets that were trained on; their licences are read from there.
         records: `record.jsonl` of every stage, each in a folder named after its stage.
+        note: anything that the records do not say.
 
     Returns:
         JSON-serialisable: licence, intended use, training data, stages with their last line of record.
@@ -44,6 +45,7 @@ def make_card(data_folder: Path, records: Sequence[Path]) -> dict[str, Any]:
                            "anatomy": listing["anatomy"]} for name, listing in listings.items()],
         "never_trained_on": ["heart", "hippocampus", "chest radiographs", "PET", "MNI152 template"],
         "stages": stages,
+        "note": note,
         "objective": dataclasses.asdict(STAGES["finish"].objective),
     }
 
@@ -54,10 +56,11 @@ def main() -> None:
     parser.add_argument("weights", type=Path, help="weights.pt of a finished run")
     parser.add_argument("--data", type=Path, required=True, help="folder of data sets, for their licences")
     parser.add_argument("--records", type=Path, nargs="+", required=True, help="record.jsonl of every stage")
+    parser.add_argument("--note", default="", help="anything that the records do not say")
     parser.add_argument("--output", type=Path, default=SHIPPED)
     options = parser.parse_args()
     network = load_network(options.weights)
-    network.card = make_card(options.data, options.records)
+    network.card = make_card(options.data, options.records, options.note)
     save_weights(network, options.output)
     options.output.with_name(options.output.name + ".sha256").write_text(
         f"{file_sha256(options.output)}  {options.output.name}\n")
