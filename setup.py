@@ -18,6 +18,9 @@ WEIGHTS = ROOT / "bundle" / "models" / "model.pt"
 CHECKSUM = WEIGHTS.with_name("model.pt.sha256")
 """One line as sha256sum writes it: the digest, two spaces, model.pt."""
 
+NUMBERS = WEIGHTS.with_name("model.numbers.json")
+"""What was measured with the weights; may be missing."""
+
 
 class BuildWithWeights(build_py):
     """Copies the weights and their checksum into the package that is being built."""
@@ -30,8 +33,9 @@ class BuildWithWeights(build_py):
         check_weights()
         folder = Path(self.build_lib) / "mvg_core" / "_weights"
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (WEIGHTS, CHECKSUM):
-            shutil.copyfile(path, folder / path.name)
+        for path in (WEIGHTS, CHECKSUM, NUMBERS):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
 
 
 def check_weights() -> None:

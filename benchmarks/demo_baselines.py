@@ -3,7 +3,8 @@
     python benchmarks/demo_baselines.py --report demo_output/report.json
 
 Chained demons: the label of the reference slice is warped onto its neighbour, that result onto the next, and so on in
-both directions. Writes benchmarks/results/demo.json and demo.md beside the numbers of `mvg demo`.
+both directions. Writes benchmarks/results/demo.json and demo.md beside the numbers of `mvg demo`, and
+bundle/models/model.numbers.json, which `mvg info` shows.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import SimpleITK as sitk
 from mvg_core.demo import LABELS, dice, load_template, reference_slice
 
 RESULTS = Path(__file__).parent / "results"
+NUMBERS = Path(__file__).parent.parent / "bundle" / "models" / "model.numbers.json"
 DEMONS = {"iterations": 60, "sigma": 1.5}
 
 
@@ -73,6 +75,11 @@ def main() -> None:
     (RESULTS / "demo.json").write_text(json.dumps(
         {row: {"dice": scores, "seconds_per_slice": s} for row, (scores, s) in rows.items()}, indent=2) + "\n")
     (RESULTS / "demo.md").write_text("\n".join(lines) + "\n")
+    numbers = {"checkpoint_sha256": report["checkpoint_sha256"], "demo": {
+        "dice": report["dice"], "dice_copy": report["dice_copy"],
+        "dice_chained_demons": {name: round(value, 4) for name, value in rows["demons chained slice to slice"][0].items()},
+        "denoising": report["denoising"], "inpainting": report["inpainting"]}}
+    NUMBERS.write_text(json.dumps(numbers, indent=2) + "\n")
     print("\n".join(lines))
 
 

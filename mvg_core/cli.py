@@ -321,10 +321,11 @@ def _weights_facts(name_or_path: str) -> dict[str, Any]:
         WeightsError, CheckpointError, MissingBackendError: no such file, a damaged one, or nothing that can read it.
     """
     from mvg_core.backends import load_backend
-    from mvg_core.weights import file_sha256, find_weights
+    from mvg_core.weights import file_sha256, find_weights, read_numbers
 
     path = find_weights(name_or_path)
-    facts: dict[str, Any] = {"weights": {"path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)}}
+    facts: dict[str, Any] = {"weights": {"path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)},
+                             "numbers": read_numbers(path)}
     if importlib.util.find_spec("torch") is None:
         return facts | {"card": load_backend(path).card}
     from mvg_core.network.checkpoint import load_network

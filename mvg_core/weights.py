@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 SHIPPED_NAME = "mvg_compact"
 _PACKAGE = Path(__file__).resolve().parent
@@ -60,6 +62,18 @@ def find_weights(name_or_path: str | os.PathLike[str] = SHIPPED_NAME) -> Path:
                            "again, or restore the checkout with git")
     raise WeightsError(f"no weights {name!r}: use {SHIPPED_NAME!r}, a path to a .pt file, or put {own.name} into "
                        f"{own.parent}")
+
+
+def read_numbers(path: Path) -> dict[str, Any]:
+    """What was measured with a weight file: `<stem>.numbers.json` beside it; empty if that is about another file.
+
+    Numbers are kept outside the weight file because they are measured after it is finished.
+    """
+    record = path.with_name(path.stem + ".numbers.json")
+    if not record.is_file():
+        return {}
+    numbers = json.loads(record.read_text())
+    return numbers if numbers.get("checkpoint_sha256") == file_sha256(path) else {}
 
 
 def file_sha256(path: Path) -> str:

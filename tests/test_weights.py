@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from mvg_core import weights
-from mvg_core.weights import WeightsError, check_checksum, file_sha256, find_weights, onnx_folders, user_folder
+from mvg_core.weights import (
+    WeightsError,
+    check_checksum,
+    file_sha256,
+    find_weights,
+    onnx_folders,
+    read_numbers,
+    user_folder,
+)
 
 SHA256_OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
 
@@ -113,3 +122,14 @@ def test_onnx_files_are_looked_for_beside_the_weights_first(home: Path, tmp_path
     package = Path(weights.__file__).parent / "_weights"
     assert onnx_folders(tmp_path / "m" / "model.pt") == (tmp_path / "m", package, home / "onnx")
     assert onnx_folders(package / "model.pt") == (package, home / "onnx")
+
+
+def test_numbers_are_shown_for_the_file_they_were_measured_with_only(tmp_path):
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"weights")
+    assert read_numbers(weights) == {}
+    record = {"checkpoint_sha256": file_sha256(weights), "demo": {"dice": 0.9}}
+    (tmp_path / "model.numbers.json").write_text(json.dumps(record))
+    assert read_numbers(weights) == record
+    weights.write_bytes(b"others")
+    assert read_numbers(weights) == {}
