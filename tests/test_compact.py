@@ -109,6 +109,13 @@ def test_the_order_of_prompts_does_not_matter_but_each_prompt_does(painter):
         assert (painter(stacked(query, images[:, kept], labels[:, kept])) - painted).abs().max() > 1e-3
 
 
+def test_a_prompt_shown_twice_says_what_it_says_once(painter):
+    query, image, label = random(1, 1, 32, 32), random(1, 1, 1, 32, 32), random(1, 1, 3, 32, 32)
+    once, twice = (painter(stacked(query, image.expand(-1, n, -1, -1, -1), label.expand(-1, n, -1, -1, -1)))
+                   for n in (1, 2))
+    assert (once - twice).abs().max() < 0.01  # slots with few pixels count a little more
+
+
 def test_the_prompt_label_changes_the_answer(painter):
     query, image, label = random(1, 1, 32, 32), random(1, 1, 1, 32, 32), random(1, 1, 3, 32, 32)
     change = painter(stacked(query, image, label)) - painter(stacked(query, image, 1 - label))
