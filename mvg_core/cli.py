@@ -266,6 +266,28 @@ def export_onnx(
         _print(f"written: {written}")
 
 
+@app.command(cls=Command)
+def export_safetensors(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A file ending in .safetensors.")],
+    weights: Weights = SHIPPED_WEIGHTS,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Write the weights in a format that cannot hold code; mvg reads it too."""
+    from mvg_core.report import check_outputs
+    from mvg_core.weights import find_weights
+
+    check_outputs([(output, (".safetensors",))], overwrite=overwrite)
+    path = find_weights(weights)
+    _need_torch("export")
+    if importlib.util.find_spec("safetensors") is None:
+        raise RuntimeError("export needs the package safetensors: pip install safetensors")
+    from mvg_core.network.checkpoint import load_network, save_weights
+
+    save_weights(load_network(path), output)
+    _print(f"written: {output}")
+
+
 # ------------------------------------------------------------------------------------------------------------ arguments
 
 

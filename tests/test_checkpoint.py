@@ -47,6 +47,18 @@ def extra(network: object = None, card: object = None, **more: object) -> Tensor
 # --- round trip ---
 
 
+def test_safetensors_hold_the_same_weights(saved, tmp_path):
+    network = load_network(saved)
+    save_weights(network, tmp_path / "weights.safetensors")
+    loaded = load_network(tmp_path / "weights.safetensors")
+    assert loaded.config == network.config
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, network.get_parameter(name)), name
+    (tmp_path / "weights.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_network(tmp_path / "weights.safetensors")
+
+
 def test_weights_come_back_in_half_precision(saved):
     original, loaded = tiny_painter(), load_network(saved)
     assert isinstance(loaded, CompactPainter)

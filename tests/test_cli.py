@@ -636,6 +636,15 @@ def test_bad_conversions_are_refused(painter: Path) -> None:
     refused(mvg("convert-checkpoint", "painter.pth", "new.onnx"), ".pt")
 
 
+def test_exported_safetensors_predict(folder: Path, weights: Path) -> None:
+    refused(mvg("export-safetensors", "w.pt", "--weights", weights), ".safetensors")
+    result = mvg("export-safetensors", "w.safetensors", "--weights", weights)
+    assert result.exit_code == 0, result.output
+    refused(mvg("export-safetensors", "w.safetensors", "--weights", weights), "--overwrite")
+    result = mvg(*PREDICT, "w.safetensors")
+    assert result.exit_code == 0, result.output
+
+
 def test_exported_files_predict_without_torch(folder: Path, weights: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

@@ -22,6 +22,7 @@ from mvg_core.network.errors import CheckpointError
 
 EXTRA_KEY = "_extra_state"
 
+SAFETENSORS = ".safetensors"
 
 class ConfiguredModule(nn.Module):
     """A network that carries its configuration and card into its state dict."""
@@ -72,13 +73,21 @@ def decode_extra(state: Tensor) -> tuple[NetworkConfig, dict[str, Any]]:
 
 
 def save_atomically(state: Mapping[str, Any], path: Path) -> None:
-    """`torch.save` to a temporary file in the same folder, then rename: a good file is never half replaced."""
+    """Write to a temporary file in the same folder, then rename: a good file is never half replaced.
+
+    `path` ending in `.safetensors` gets that format (tensors only), any other what `torch.save` writes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile, whose files only their owner may read.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
-            torch.save(dict(state), file)
+            if path.suffix == SAFETENSORS:
+                from safetensors.torch import save
+
+                file.write(save({key: value.contiguous() for key, value in state.items()}))
+            else:
+                torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -88,18 +97,22 @@ def save_atomically(state: Mapping[str, Any], path: Path) -> None:
 
 
 def save_weights(network: ConfiguredModule, path: Path) -> None:
-    """Write a network's weights in half precision, with configuration and card."""
+    """Write a network's weights in half precision, with configuration and card; the suffix chooses the format."""
     state = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
     save_atomically(state, path)
 
 
 def load_safely(path: Path, device: str = "cpu") -> Any:
-    """What `torch.save` wrote, as far as it can be read without executing code from the file.
+    """What `save_atomically` wrote, as far as it can be read without executing code from the file.
 
     Raises:
         CheckpointError: damaged, or holds more than tensors and plain values.
     """
     try:
+        if path.suffix == SAFETENSORS:
+            from safetensors.torch import load_file
+
+            return load_file(path, device=device)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():  # torch compares no checksums
