@@ -169,9 +169,11 @@ def test_what_is_no_label_map_is_refused(tmp_path, value, message):
         build_bank([read_training_set(folder)], size=32)
 
 
-def test_the_same_name_in_two_sets_is_another_subject(tmp_path):
+def test_the_same_names_in_two_sets_are_other_subjects_and_groups(tmp_path):
     sets = [read_training_set(write_pictures(tmp_path / name)) for name in ("first", "second")]
-    assert len(np.unique(build_bank(sets, size=32).subject)) == 6
+    bank = build_bank(sets, size=32)
+    assert len(np.unique(bank.subject)) == 6
+    assert bank.group.tolist() == bank.dataset.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_sets_of_all_kinds_are_numbered_apart(tmp_path):

@@ -104,8 +104,9 @@ def test_a_class_of_the_palette_that_is_absent_costs_nothing_where_it_is_not_pai
 
 
 def test_colours_that_are_not_in_the_palette_do_not_compete():
-    assert decoded([RED], [1], [BLACK, WHITE, RED], in_palette=[True, True, False]) == pytest.approx(
-        decoded([RED], [1], [BLACK, WHITE]))
+    expected = decoded([RED], [1], [BLACK, WHITE])
+    assert decoded([RED], [1], [BLACK, WHITE, RED], in_palette=[True, True, False]) == pytest.approx(expected)
+    assert decoded([RED], [2], [BLACK, RED, WHITE], in_palette=[True, False, True]) == pytest.approx(expected)
 
 
 def test_with_the_background_alone_there_is_nothing_to_confuse():

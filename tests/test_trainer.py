@@ -218,8 +218,11 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_been_interrupted(tmp_path, unint
 def test_the_last_steps_are_kept_when_they_fill_no_interval(tmp_path, uninterrupted):
     expected, _ = uninterrupted
     short = dataclasses.replace(CONFIG, iterations=6)
-    trace = run_and_trace(make_trainer(tmp_path, short))
+    training, epochs = make_trainer(tmp_path, short), []
+    training.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: epochs.append(engine.state.iteration))
+    trace = run_and_trace(training)
     assert sorted(trace) == [1, 2, 3, 4, 5, 6]
+    assert epochs == [4, 6]  # handlers of others are told of the short interval too
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 6
     # The learning rate follows the length of the run, so steps equal those of the longer run only in the warm-up.
     assert trace[3] == expected[3]
@@ -236,7 +239,9 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
     make_trainer(tmp_path).run()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for config in (CONFIG, dataclasses.replace(CONFIG, iterations=5)):
-        assert run_and_trace(make_trainer(tmp_path, config)) == {}
+        again = make_trainer(tmp_path, config)
+        assert run_and_trace(again) == {}
+        assert again.state.iteration == 8
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
