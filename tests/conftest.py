@@ -30,7 +30,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
     def count(*outcomes: str) -> int:
         reports = [report for outcome in outcomes for report in terminalreporter.stats.get(outcome, [])]
-        return len({report.nodeid for report in reports if "shared" in report.keywords})
+        return len({report.nodeid for report in reports if "shared" in getattr(report, "keywords", ())})
 
     skipped, ran = count("skipped"), count("passed", "failed", "error", "xfailed", "xpassed")
     where = "found" if SHARED.is_dir() else "missing"

@@ -99,6 +99,23 @@ def test_the_vision_transformer_carries_its_configuration_too(tmp_path):
     assert torch.equal(loaded.pos_embed, network.pos_embed.half().float())
 
 
+def test_safetensors_hold_the_same(tmp_path, saved):
+    pytest.importorskip("safetensors")
+    network = tiny_painter()
+    network.card = {"licence": "Apache-2.0"}
+    path = tmp_path / "weights.safetensors"
+    save_weights(network, path)
+    loaded = load_network(path)
+    assert (loaded.config, loaded.card) == (TINY, network.card)
+    assert path.read_bytes()[:2] != saved.read_bytes()[:2] == b"PK"
+    plain = load_network(saved)
+    assert all(torch.equal(value, plain.get_parameter(name)) for name, value in loaded.named_parameters())
+    for damaged in (b"", path.read_bytes()[:-1], saved.read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"weights\.safetensors cannot be loaded safely"):
+            load_network(path)
+
+
 # --- weights of another network ---
 
 
