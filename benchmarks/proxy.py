@@ -1,4 +1,4 @@
-"""A short training run that compares one choice at a time: mean loss over every 40 steps.
+"""A short training run that compares one choice at a time: the trainer's own record, a line for every 40 steps.
 
     python benchmarks/proxy.py --data ../shared/data --families painted --steps 120 --warp gentle
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections import defaultdict
+import tempfile
 from pathlib import Path
 
 import torch
@@ -18,9 +18,7 @@ from mvg_core.network import preset
 from mvg_core.network.compact import CompactPainter
 from mvg_core.training import recipe
 from mvg_core.training.augmentation import WarpConfig
-from mvg_core.training.episodes import EpisodeSampler
-from mvg_core.training.objective import draw_hidden, hybrid_loss
-from mvg_core.training.trainer import parameter_groups
+from mvg_core.training.trainer import HybridTrainer
 
 WARPS = {"large": WarpConfig(), "moderate": recipe.MODERATE, "gentle": recipe.GENTLE}
 
@@ -40,29 +38,15 @@ def main() -> None:
     options = parser.parse_args()
     stage = recipe.STAGES["start"]
     families = {name: stage.episodes.families[name] for name in options.families}
-    episodes = dataclasses.replace(stage.episodes, size=options.size, families=families, warp=WARPS[options.warp])
-    sampler = EpisodeSampler(recipe.read_bank(options.data, options.packs, "validation"), episodes, torch.Generator())
+    episodes = dataclasses.replace(stage.episodes, size=options.size, families=families, warp=WARPS[options.warp],
+                                   prompts=(1.0,))
+    config = dataclasses.replace(stage, episodes=episodes, batch=options.batch, iterations=options.steps, warm_up=20,
+                                 learning_rate=options.learning_rate, mixed_precision=not options.float32,
+                                 report_every=40)
+    bank = recipe.read_bank(options.data, options.packs, "validation")
     torch.manual_seed(0)
-    network = CompactPainter(preset("mvg_compact"))
-    optimizer = torch.optim.AdamW(parameter_groups(network, stage.weight_decay), options.learning_rate, (0.9, 0.95))
-    generator, sums = torch.Generator(), defaultdict(float)
-    for step in range(options.steps):
-        sampler.reseed(step)
-        batch = sampler.sample(options.batch, 1)
-        hidden, masked = draw_hidden(batch.kinds, 2, options.size // network.patch, stage.objective, generator)
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * min(1.0, (step + 1) / 20)
-        with torch.autocast("cpu", torch.bfloat16, enabled=not options.float32):
-            parts = hybrid_loss(network, batch, hidden, masked, stage.objective)
-        optimizer.zero_grad()
-        parts["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), stage.clip)
-        optimizer.step()
-        for name, part in parts.items():
-            sums[name] += float(part.detach()) / 40
-        if step % 40 == 39:
-            print(step + 1, {name: round(value, 3) for name, value in sums.items()}, flush=True)
-            sums.clear()
+    with tempfile.TemporaryDirectory() as folder:
+        HybridTrainer(CompactPainter(preset("mvg_compact")), bank, config, Path(folder)).run()
 
 
 if __name__ == "__main__":

@@ -33,14 +33,6 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def count_parameters() -> int:
-    """Numbers in the shipped weights."""
-    from mvg_core.network.checkpoint import load_network
-    from mvg_core.weights import find_weights
-
-    return sum(p.numel() for p in load_network(find_weights()).parameters())
-
-
 def measure(case: str, threads: int) -> dict[str, float]:
     """Run one case in this process."""
     import numpy as np
@@ -57,8 +49,7 @@ def measure(case: str, threads: int) -> dict[str, float]:
         network = create_network(preset("mvg_vit_large")).eval()
         image = torch.rand(1, 5, 448, 448)
         with torch.inference_mode():
-            return {"seconds_per_slice": seconds(lambda: network(image), 2),
-                    "parameters": sum(p.numel() for p in network.parameters())}
+            return {"seconds_per_slice": seconds(lambda: network(image), 2)}
 
     from mvg_core.backends import TorchBackend
     from mvg_core.predict import Predictor
@@ -85,8 +76,7 @@ def measure(case: str, threads: int) -> dict[str, float]:
         return {"seconds_per_slice": seconds(lambda: backend.encode(image, label), 10)}
     encoded = backend.merge([backend.encode(image, label)] * (8 if case == "compact_8_prompts" else 1))
     queries = random.random((8, size, size), np.float32)
-    return {"seconds_per_slice": seconds(lambda: backend.paint(queries, encoded), 5) / 8,
-            "parameters": count_parameters()}
+    return {"seconds_per_slice": seconds(lambda: backend.paint(queries, encoded), 5) / 8}
 
 
 def run_case(case: str, threads: int) -> dict[str, float]:
