@@ -1,0 +1,12 @@
+"""The command `mvg`.
+
+Exit codes: 0 done, 1 a defect or a failed demo, 2 something is wrong with what was given, 130 interrupted.
+
+Heavy packages are imported inside the commands, so that `mvg --help` answers at once.
+"""
+
+from mvg_core.cli.application import app, main
+
+from mvg_core.cli import predict, weights  # isort: skip  # registers the commands, in the order of the help
+
+__all__ = ["app", "main", "predict", "weights"]
