@@ -2,7 +2,8 @@
 # else: they set up .venv first (some minutes and about 4 GB, once).
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint typecheck check-size train benchmark-speed benchmark-demo docs clean
+.PHONY: help venv demo test lint typecheck check-size train benchmark-speed benchmark-demo benchmark-throughput \
+	benchmark-tuning docs clean
 
 # The first Python that can make a virtual environment; 3.11 first, because the requirements were pinned with it.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
@@ -21,7 +22,7 @@ TRAINING_DATA ?= ../shared/data
 SET_UP := .venv/.set-up-$(shell cat requirements/*.lock pyproject.toml setup.py | cksum | cut -d ' ' -f 1)
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-21s %s\n", $$1, $$2 }' Makefile
 
 venv: $(SET_UP)  ## set up .venv (the other targets do it by themselves)
 
@@ -67,6 +68,12 @@ benchmark-speed: venv  ## seconds per slice and peak memory on this machine
 
 benchmark-demo: demo  ## the demo beside copying and chained demons
 	$(BIN)/python benchmarks/demo_baselines.py
+
+benchmark-throughput: venv  ## samples per second, where the time goes, memory, growth of cost
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+benchmark-tuning: venv  ## what test-time tuning and fine-tuning give on ../shared/data
+	$(BIN)/python benchmarks/tuning.py --data $(TRAINING_DATA) $(ARGS)
 
 docs: venv  ## write docs/reference/cli.md from the command line itself
 	$(BIN)/python -m typer mvg_core.cli utils docs --name mvg --title "Command line" --output docs/reference/cli.md

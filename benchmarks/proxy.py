@@ -41,7 +41,7 @@ def main() -> None:
     episodes = dataclasses.replace(stage.episodes, size=options.size, families=families, warp=WARPS[options.warp],
                                    prompts=(1.0,))
     config = dataclasses.replace(stage, episodes=episodes, batch=options.batch, iterations=options.steps, warm_up=20,
-                                 learning_rate=options.learning_rate, mixed_precision=not options.float32,
+                                 learning_rate=options.learning_rate, precision="fp32" if options.float32 else "bf16",
                                  report_every=40)
     bank = recipe.read_bank(options.data, options.packs, "validation")
     torch.manual_seed(0)

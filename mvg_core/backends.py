@@ -94,6 +94,11 @@ class TorchBackend:
         self.card: dict[str, Any] = dict(network.card)
         self.checkpoint_sha256 = checkpoint_sha256
 
+    @property
+    def network(self) -> Any:
+        """The network itself; whoever changes its weights changes the backend."""
+        return self._network
+
     def encode(self, image: npt.NDArray[np.float32], label: npt.NDArray[np.float32]) -> Encoded:
         """Encode one prompt."""
         import torch

@@ -7,6 +7,7 @@ Shape letters: N slices, B slices of one block, S side of a network slice, L lab
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import time
@@ -37,6 +38,7 @@ from mvg_core.references import (
 )
 from mvg_core.slices import SlicePlan
 from mvg_core.tasks import Task
+from mvg_core.tuning import TuningConfig, thinned, tuned_backend
 from mvg_core.volume import GeometryError, Volume
 
 CT_IMAGE_WINDOW_HU = (-1000.0, 1000.0)
@@ -78,16 +80,23 @@ class Predictor:
         palette: colours of segmentations, see `codecs.palette`.
         cached_prompts: encoded prompts kept for reuse, where one slice does not need more (prompts x label groups).
         block: most slices of native size painted at once, fewer of larger ones; more is faster on a GPU.
+        tuning: tunes a copy of the network on the prompts of every call first, which costs seconds to minutes and may
+            help or hurt; None leaves the network as it is, a number stands for so many steps.
+
+    Attributes:
+        tuned: what `tuning` did to this predictor's network; None if it was not tuned.
     """
 
     def __init__(self, backend: Backend, *, n_prompts: int = 3, palette: PaletteKind = "wide",
-                 cached_prompts: int = 32, block: int = BLOCK) -> None:
+                 cached_prompts: int = 32, block: int = BLOCK, tuning: TuningConfig | int | None = None) -> None:
         for name, number in (("n_prompts", n_prompts), ("cached_prompts", cached_prompts), ("block", block)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         self.backend = backend
         self.palette: PaletteKind = palette
         self.n_prompts, self.cached_prompts, self.block = n_prompts, cached_prompts, block
+        self.tuning = TuningConfig(tuning) if isinstance(tuning, int) else tuning
+        self.tuned: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str] = "mvg_compact", *, backend: BackendChoice = "auto",
@@ -116,9 +125,11 @@ class Predictor:
             ValueError: queries of another size than the prompts, NaN or outside [0, 1], or too few positions.
         """
         queries = _checked_queries(queries, support, positions)
+        predictor = self.tune(support)
         shown = [labels_of(prompt) for prompt in support.prompts] if support.task.is_segmentation else []
-        painter = _Painter(self, support.task, queries.shape[1], [prompt.position_mm for prompt in support.prompts],
-                           support.prompts.__getitem__, set().union(*shown))
+        painter = _Painter(predictor, support.task, queries.shape[1],
+                           [prompt.position_mm for prompt in support.prompts], support.prompts.__getitem__,
+                           set().union(*shown))
         blocks = painter.blocks(range(len(queries)), [None] * len(queries) if positions is None else positions)
         if not support.task.is_segmentation:
             images = np.empty(queries.shape, np.float32)
@@ -130,6 +141,29 @@ class Predictor:
             decoded = [_decide(p, codec) for p, codec in painter.probabilities(queries[numbers], prompts)]
             labels[numbers], confidence[numbers] = merge_groups(decoded or [_background(queries[numbers].shape)])
         return labels, confidence
+
+    def tune(self, support: Support, progress: Progress | None = None) -> Predictor:
+        """A predictor whose network was tuned on prompts as `tuning` says; this one stays as it is.
+
+        Its own calls do not tune again, so many queries can share it.
+
+        Args:
+            support: prompts, as slices on the network's grid.
+            progress: called with steps done and steps in all.
+
+        Returns:
+            The tuned predictor; this one if `tuning` is None.
+
+        Raises:
+            MissingBackendError: the network does not run in PyTorch.
+        """
+        if self.tuning is None:
+            return self
+        twin = copy.copy(self)
+        twin.backend, twin.tuned = tuned_backend(self.backend, support, self.tuning, palette=self.palette,
+                                                 n_prompts=self.n_prompts, progress=progress)
+        twin.tuning = None
+        return twin
 
     def predict_volume(self, query: Volume, references: Reference | Sequence[Reference], task: Task | None = None, *,
                        plane: str | int = "auto", hole: Volume | None = None, window: tuple[float, float] | None = None,
@@ -146,7 +180,7 @@ class Predictor:
             hole: label map on the query's grid, non-zero where the image is missing; inpainting only. What the query
                 holds there is never looked at, and may be NaN.
             window: intensities shown as black and white; None chooses (CT: a fixed window, else percentiles).
-            progress: called with slices done and slices in all.
+            progress: called with slices done and slices in all; steps of tuning count as slices.
 
         Returns:
             The answer on the query's grid. Denoising leaves voxels beyond the window as they are, inpainting all
@@ -160,10 +194,10 @@ class Predictor:
         references = [references] if isinstance(references, Reference) else list(references)
         if not references:
             raise ValueError("no reference given: the network needs at least one solved example")
-        run = _VolumeRun(self, query, references, task or Task.segmentation(), plane, hole, window)
+        run = _VolumeRun(self, query, references, task or Task.segmentation(), plane, hole, window, progress)
         for message in run.warnings:
             warnings.warn(message, PredictionWarning, stacklevel=2)
-        volume, confidence = run.segment(progress) if run.task.is_segmentation else (run.paint_image(progress), None)
+        volume, confidence = run.segment() if run.task.is_segmentation else (run.paint_image(), None)
         return Prediction(volume, confidence, run.provenance(time.perf_counter() - started))
 
 
@@ -310,8 +344,9 @@ class _VolumeRun:
     """One call of `predict_volume`: everything that is fixed before the first slice is painted."""
 
     def __init__(self, predictor: Predictor, query: Volume, references: Sequence[Reference], task: Task,
-                 plane: str | int, hole: Volume | None, window: tuple[float, float] | None) -> None:
-        self.query, self.task, self._backend = query, task, predictor.backend
+                 plane: str | int, hole: Volume | None, window: tuple[float, float] | None,
+                 progress: Progress | None) -> None:
+        self.query, self.task, self._backend, self._progress = query, task, predictor.backend, progress
         self._hole = _checked_hole(hole, query, task)
         self._scaling, is_ct = _look_at(query, self._hole, task, window)
         references = [reference.checked(task) for reference in references]
@@ -322,17 +357,19 @@ class _VolumeRun:
         self._slots = [(source, number) for source in self._sources for number in source.numbers]
         if not self._slots:
             raise ValueError("the references hold no solved slice: label at least one")
+        self.warnings = _modality_warnings(is_ct, references)
+        predictor, self._steps = self._tune(predictor)
+        self.tuned = predictor.tuned
         self._painter = _Painter(predictor, task, self.plan.size,
                                  [at for source in self._sources for at in source.positions],
                                  lambda index: self._slots[index][0].cut(self._slots[index][1]),
                                  set().union(*(source.labels for source in self._sources)))
-        self.warnings = _modality_warnings(is_ct, references)
 
-    def segment(self, progress: Progress | None) -> tuple[Volume, Volume]:
+    def segment(self) -> tuple[Volume, Volume]:
         """Label map and confidence."""
         labels = np.zeros(self.query.geometry.shape, np.uint8)
         confidence = np.zeros(self.query.geometry.shape, np.float32)
-        for numbers, queries, prompts in self._blocks(self.query.array, progress):
+        for numbers, queries, prompts in self._blocks(self.query.array):
             groups = list(self._painter.probabilities(queries, prompts))
             for k, number in enumerate(numbers):
                 decoded = [_decide(self.plan.restore_slice(p[k]), codec) for p, codec in groups]
@@ -342,15 +379,15 @@ class _VolumeRun:
         self._keep_solved_slices(labels, confidence)
         return self.query.with_array(labels), self.query.with_array(confidence)
 
-    def paint_image(self, progress: Progress | None) -> Volume:
+    def paint_image(self) -> Volume:
         """The painted image, in the units of the query or of the synthesis target."""
         if self.task.kind == "synthesis":
-            return self._synthesise(progress)
+            return self._synthesise()
         # Slices do not depend on each other, so each may be painted over as soon as it was cut.
         image = self.query.array.astype(np.result_type(self.query.array.dtype, np.float32))
         if self._hole is not None:
             image[self._hole] = self._scaling.low  # or interpolation would let the hidden voxels shine through
-        for numbers, queries, prompts in self._blocks(image, progress):
+        for numbers, queries, prompts in self._blocks(image):
             painted = self._painter.image(queries, prompts)
             for k, number in enumerate(numbers):
                 self._paint_over(_slice(image, self.plan, number), painted[k], number)
@@ -364,7 +401,7 @@ class _VolumeRun:
             "plane": self.query.geometry.plane_of_axis(self.plan.axis), "slices": self.plan.n_slices,
             "network_size": self.plan.size, "pixel_spacing_mm": round(self.plan.spacing_mm, 6),
             "intensity": self._scaling.to_json(), "prompts": self._described_prompts(), "seconds": round(seconds, 3),
-            "seconds_per_slice": round(seconds / n_slices, 4), "warnings": self.warnings,
+            "seconds_per_slice": round(seconds / n_slices, 4), "tuning": self.tuned, "warnings": self.warnings,
             "backend": self._backend.name, "checkpoint_sha256": self._backend.checkpoint_sha256,
             "versions": {"mvg-core": __version__, "python": platform.python_version(), "numpy": np.__version__}}
 
@@ -383,29 +420,38 @@ class _VolumeRun:
             label_scaling = scaling
         return PromptSource(reference, plan, self.task, scaling, label_scaling)
 
-    def _blocks(self, array: npt.NDArray, progress: Progress | None) -> Iterator[tuple[
-            list[int], npt.NDArray[np.float32], tuple[int, ...]]]:
+    def _tune(self, predictor: Predictor) -> tuple[Predictor, int]:
+        """A predictor tuned on some of the prompts, if it is to be tuned, and the steps that took."""
+        if predictor.tuning is None:
+            return predictor, 0
+        steps, to_paint = predictor.tuning.steps, len(self._numbers())
+        prompts = [source.cut(number) for source, number in thinned(self._slots, predictor.tuning.most_prompts)]
+        told = self._progress
+        return predictor.tune(Support(tuple(prompts), self.task), None if told is None else
+                              lambda done, _: told(done, steps + to_paint)), steps
+
+    def _blocks(self, array: npt.NDArray) -> Iterator[tuple[list[int], npt.NDArray[np.float32], tuple[int, ...]]]:
         """Slice numbers, these slices of `array` scaled, and the prompts that serve them."""
-        to_paint, done = self._numbers(), 0
+        to_paint, done = self._numbers(), self._steps
         for numbers, prompts in self._painter.blocks(to_paint, self.plan.relative_positions.tolist()):
             queries = scaled_slices(self.plan, array, numbers, self._scaling)
             if self._hole is not None:
                 queries = np.where(self.plan.extract_label(self._hole, numbers) > 0, np.float32(0), queries)
             yield numbers, queries, prompts
             done += len(numbers)
-            if progress is not None:
-                progress(done, len(to_paint))
+            if self._progress is not None:
+                self._progress(done, self._steps + len(to_paint))
 
     def _numbers(self) -> Sequence[int]:
         if self._hole is None:
             return range(self.plan.n_slices)
         return marked_slices(self._hole, self.plan.axis)
 
-    def _synthesise(self, progress: Progress | None) -> Volume:
+    def _synthesise(self) -> Volume:
         image = np.zeros(self.query.geometry.shape, np.float32)
         target_scaling = self._sources[0].label_scaling
         assert target_scaling is not None  # synthesis has one
-        for numbers, queries, prompts in self._blocks(self.query.array, progress):
+        for numbers, queries, prompts in self._blocks(self.query.array):
             painted = self._painter.image(queries, prompts)
             for k, number in enumerate(numbers):
                 self.plan.insert(image, number, target_scaling.invert(self.plan.restore_slice(painted[k])))

@@ -29,7 +29,7 @@ READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA/MHD, DICOM (file or folder), PNG, J
 _NIFTI = (".nii", ".nii.gz")
 _JPEG = (".jpg", ".jpeg")
 # Formats without a patient: their resolution tags are about printing, so the spacing is 1.
-_PICTURES = (".png", *_JPEG, ".bmp", ".tif", ".tiff")
+PICTURES = (".png", *_JPEG, ".bmp", ".tif", ".tiff")
 
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Rec. ITU-R BT.601, section 2.5.1: luminance of red, green, blue.
@@ -274,7 +274,7 @@ def _is_colour(reader: sitk.ImageFileReader) -> bool:
 def _load_itk(reader: sitk.ImageFileReader) -> _Loaded:
     image = reader.Execute()
     loaded = _from_itk(image)
-    if _suffix(Path(reader.GetFileName())) in _PICTURES:
+    if _suffix(Path(reader.GetFileName())) in PICTURES:
         loaded.affine = _RAS_FROM_LPS.copy()
     return loaded
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -29,8 +30,9 @@ def seeded(seed: int = 0) -> Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def grids(config: WarpConfig, centre: Tensor = CENTRE, n_images: int = 3, size: int = 16, seed: int = 0) -> Tensor:
-    return random_grids(centre, n_images, size, config, seeded(seed))
+def grids(config: WarpConfig, centre: Tensor = CENTRE, n_images: int = 3, size: int = 16, seed: int = 0,
+          largest: float = 100.0) -> Tensor:
+    return random_grids(centre, torch.full((len(centre),), largest), n_images, size, config, seeded(seed))
 
 
 # --- sources of randomness ---
@@ -79,7 +81,7 @@ def test_without_any_range_images_and_labels_stay_where_they_are():
 
 def test_flipping_mirrors_left_and_right_of_the_whole_episode():
     labels = torch.arange(16).expand(2, 3, 16, 16)
-    flipped = warp_labels(labels, grids(WarpConfig(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, flip=1.0)))
+    flipped = warp_labels(labels, grids(dataclasses.replace(STILL, flip=1.0)))
     assert torch.equal(flipped, labels.flip(-1))
 
 
@@ -102,7 +104,7 @@ def test_shift_and_rotation_stay_in_their_ranges():
 
 def test_zoom_keeps_the_centre_in_view():
     centre = torch.tensor([[0.8, -0.6]]).expand(300, 2)
-    drawn = grids(WarpConfig(4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0), centre)
+    drawn = grids(dataclasses.replace(STILL, zoom=4.0, zoomed=0.5), centre)
     extent = (drawn[:, 0, 0, -1, 0] - drawn[:, 0, 0, 0, 0]) / (2 * 15 / 16)  # 1 / zoom
     assert extent.max().item() == pytest.approx(1.0, abs=1e-5)
     assert 0.24 < extent.min() < 0.3
@@ -113,8 +115,16 @@ def test_zoom_keeps_the_centre_in_view():
     assert drawn.abs().max() <= 1.0  # and nothing outside the slice
 
 
+def test_zoom_stops_at_the_largest_that_is_worth_it():
+    extents = [grids(dataclasses.replace(STILL, zoom=4.0, zoomed=1.0), torch.zeros(200, 2), largest=largest)
+               [:, 0, 0, -1, 0] / (15 / 16) for largest in (0.5, 2.0, 100.0)]
+    assert [extent.min().item() for extent in extents] == [
+        pytest.approx(1.0, abs=1e-5), pytest.approx(0.5, abs=0.02), pytest.approx(0.25, abs=0.02)]
+    assert extents[2].max().item() == pytest.approx(4.0**-0.25, abs=0.03)  # and a zoomed episode is really zoomed
+
+
 def test_elastic_displacement_is_smooth_and_small():
-    config = WarpConfig(1.0, 0.0, 0.0, 0.0, 0.0, elastic=0.05, flip=0.0)
+    config = dataclasses.replace(STILL, elastic=0.05)
     moved = grids(config, torch.zeros(20, 2), size=32) - grids(STILL, torch.zeros(20, 2), size=32)
     assert 0.0 < moved.abs().mean() < 0.05
     assert moved.diff(dim=2).abs().max() < 0.1

@@ -37,8 +37,8 @@ def rows_of(bank: SliceBank, **columns: int) -> np.ndarray:
 
 def test_every_column_has_a_row_for_each_slice(bank):
     count = len(bank.images)
-    assert {field.name: len(getattr(bank, field.name)) for field in dataclasses.fields(bank) if field.name != "names"} \
-        == {field.name: count for field in dataclasses.fields(bank) if field.name != "names"}
+    lengths = {field.name: len(getattr(bank, field.name)) for field in dataclasses.fields(bank)}
+    assert lengths == {name: 4 if name in ("names", "weights") else count for name in lengths}
     assert (bank.images.dtype, bank.labels.dtype) == (np.uint8, np.uint8)
     assert bank.images.shape == bank.labels.shape == (count, 32, 32)
     assert bank.names.tolist() == ["mr", "ct", "maps", "pictures"]
@@ -50,6 +50,18 @@ def test_save_and_load(bank, tmp_path):
     for field in dataclasses.fields(bank):
         assert np.array_equal(getattr(loaded, field.name), getattr(bank, field.name))
     assert [path.name for path in tmp_path.iterdir()] == ["bank.npz"]
+
+
+def test_banks_saved_before_pairs_had_a_direction_are_loaded(bank, tmp_path):
+    older = {field.name: getattr(bank, field.name) for field in dataclasses.fields(bank)}
+    for name in ("direction", "kind", "weights"):
+        del older[name]
+    np.savez(tmp_path / "old.npz", **older)
+    loaded = SliceBank.load(tmp_path / "old.npz")
+    assert not loaded.direction.any()
+    assert not loaded.kind.any()
+    assert loaded.weights.tolist() == [1, 1, 1, 1]
+    assert np.array_equal(loaded.stack, bank.stack)
 
 
 def test_slices_are_those_of_inference(tmp_path):

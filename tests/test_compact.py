@@ -91,7 +91,7 @@ def test_one_encoded_prompt_serves_every_query(painter):
     queries, image, label = random(3, 1, 32, 32), random(1, 1, 1, 32, 32), random(1, 1, 3, 32, 32)
     painted = painter.paint(queries, painter.encode(image, label))
     repeated = painter(stacked(queries, image.expand(3, -1, -1, -1, -1), label.expand(3, -1, -1, -1, -1)))
-    torch.testing.assert_close(painted, repeated)
+    torch.testing.assert_close(painted, repeated, rtol=1e-4, atol=1e-5)
 
 
 def test_queries_of_a_batch_do_not_see_each_other(painter):

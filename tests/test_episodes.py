@@ -12,6 +12,7 @@ from miniature import tiny_bank
 
 from mvg_core.training.augmentation import WarpConfig
 from mvg_core.training.bank import SliceBank
+from mvg_core.training.cutting import SOURCE, TARGET, UNDIRECTED
 from mvg_core.training.episodes import KINDS, MAX_LABELS, NEAR, EpisodeConfig, Episodes, EpisodeSampler
 
 FIELDS = [field.name for field in dataclasses.fields(Episodes)]
@@ -348,7 +349,8 @@ def test_a_bank_without_label_maps_serves_all_families():
     full = tiny_bank()
     kept = np.flatnonzero(full.has_image)
     columns = {field.name: getattr(full, field.name) for field in dataclasses.fields(full)}
-    bank = SliceBank(**{name: value if name == "names" else value[kept] for name, value in columns.items()})
+    bank = SliceBank(**{name: value if name in ("names", "weights") else value[kept]
+                        for name, value in columns.items()})
     assert sampler(bank).sample(24, 1).images.shape[0] == 24
 
 
@@ -357,3 +359,178 @@ def test_a_bank_without_any_label_serves_image_to_image_tasks():
     bank = hand_made_bank(images, np.zeros((8, 32, 32)), [0] * 4 + [1] * 4, [0] * 8, [0] * 4 + [1] * 4)
     drawn = sampler(bank, families={"restoration": 1.0}, real_in_restoration=0.3)
     assert all(torch.isfinite(drawn.sample(8, 1).images).all() for _ in range(8))
+
+
+# --- directed pairs ---
+
+
+def bank_of_pairs(kind: str = "denoising", n_subjects: int = 2, per_stack: int = 4) -> SliceBank:
+    """Sources and, of each, its negative as the target; nothing else."""
+    count = n_subjects * per_stack
+    rng = np.random.default_rng(0)
+    sources = np.kron(rng.integers(1, 3, (count, 4, 4)) * 80, np.ones((8, 8)))
+    subjects = [row // per_stack for row in range(count)]
+    bank = hand_made_bank(np.concatenate([sources, 255 - sources]), np.zeros((2 * count, 32, 32)),
+                          subjects + [number + n_subjects for number in subjects], [0] * count + [1] * count,
+                          subjects * 2)
+    return dataclasses.replace(bank, site=np.tile(np.arange(count), 2), direction=np.repeat([SOURCE, TARGET], count),
+                               kind=np.full(2 * count, KINDS.index(kind)))
+
+
+@pytest.mark.parametrize("kind", ["denoising", "inpainting", "synthesis"])
+def test_the_source_of_a_pair_is_shown_and_its_target_painted(kind):
+    drawn = sampler(bank_of_pairs(kind), families={"restoration": 1.0}, kinds={kind: 1.0}, pairs=1.0, warp=STILL)
+    found = drawn.sample(24, 2)
+    assert (found.kinds == KINDS.index(kind)).all()
+    targets = found.labels[:, :, :1]
+    torch.testing.assert_close(found.images + targets, torch.ones_like(targets), rtol=0, atol=1e-4)
+    sources = {80, 160}
+    assert {round(255 * value) for value in found.images.unique().tolist()} <= sources  # never the other way round
+
+
+def test_pairs_move_together():
+    found = sampler(bank_of_pairs(), families={"restoration": 1.0}, kinds={"denoising": 1.0}, pairs=1.0).sample(24, 1)
+    both = found.images + found.labels[:, :, :1]
+    assert ((both - 1).abs() < 1e-3).float().mean() > 0.6  # but for what lies outside the slices
+
+
+def test_pairs_are_drawn_as_often_as_asked_for():
+    def share(pairs: float, kind: str = "synthesis") -> float:
+        drawn = sampler(bank_of_pairs("synthesis"), families={"restoration": 1.0}, kinds={kind: 1.0}, pairs=pairs,
+                        warp=STILL)
+        found = drawn.sample(300, 1)
+        whole = (found.images + found.labels[:, :, :1] - 1).abs().flatten(1).max(1).values < 1e-3
+        return whole.float().mean().item()
+
+    assert share(0.0) < 0.05
+    assert share(1.0) == 1.0
+    assert share(0.5) == pytest.approx(0.5, abs=0.1)
+    assert share(1.0, "denoising") < 0.05  # it has no pairs of this kind
+
+
+def test_sources_that_are_spoilt_are_no_clean_images():
+    for kind, clean in (("denoising", {TARGET}), ("inpainting", {TARGET}), ("synthesis", {SOURCE, TARGET})):
+        bank = bank_of_pairs(kind)
+        drawn = sampler(bank)
+        assert set(bank.direction[drawn._images_only["hand"]]) == clean
+        assert not drawn._contrasts  # which would be drawn in either direction
+
+
+def test_only_undirected_contrasts_are_drawn_in_either_direction():
+    full = tiny_bank()
+    both = dataclasses.replace(full, direction=np.where(full.dataset == 0, SOURCE, UNDIRECTED))
+    assert set(sampler(both)._contrasts) == {"ct"}
+
+
+def test_prompts_of_pairs_are_pairs_of_their_kind():
+    bank = bank_of_pairs()
+    drawn = sampler(bank, same_subject=0.5)
+    rows = drawn._episode_rows(drawn._pairs["denoising"], 100, 2)
+    assert (bank.direction[rows] == SOURCE).all()
+    targets = drawn._targets(rows)
+    assert (bank.direction[targets] == TARGET).all()
+    assert np.array_equal(bank.site[targets], bank.site[rows])
+
+
+def test_an_inpainting_pair_weighs_what_differs():
+    bank = bank_of_pairs("inpainting")
+    images = bank.images.copy()
+    images[len(images) // 2 :] = images[: len(images) // 2]
+    images[: len(images) // 2, 8:16, 8:16] = 0
+    drawn = sampler(dataclasses.replace(bank, images=images), families={"restoration": 1.0}, kinds={"inpainting": 1.0},
+                    pairs=1.0, warp=STILL)
+    found = drawn.sample(8, 1)
+    holes = torch.zeros(32, 32, dtype=torch.bool)
+    holes[8:16, 8:16] = True
+    assert torch.equal(found.weights[:, :, 0] > 1, holes.expand(8, 2, -1, -1))
+    assert found.weights.unique().tolist() == pytest.approx([0.3, 3.3])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_pairs_their_share_changes_nothing(family):
+    first, other = (episodes_of(family, batch=24, pairs=pairs) for pairs in (0.0, 1.0))
+    assert all(torch.equal(getattr(first, name), getattr(other, name)) for name in FIELDS)
+
+
+# --- what a bank has nothing for ---
+
+
+def test_a_bank_of_pairs_alone_serves_what_it_can():
+    found = sampler(bank_of_pairs()).sample(64, 1)
+    assert set(found.kinds.tolist()) == {0, 1, 2, 3, 4}  # segmentation of painted label maps
+    with pytest.raises(ValueError, match="no slice with an image has labels, and the configuration draws"):
+        sampler(bank_of_pairs(), families={"real": 1.0})
+
+
+def test_a_bank_of_label_maps_alone_serves_what_it_can():
+    full = tiny_bank()
+    kept = np.flatnonzero(~full.has_image)
+    columns = {field.name: getattr(full, field.name) for field in dataclasses.fields(full)}
+    bank = SliceBank(**{name: value if name in ("names", "weights") else value[kept]
+                        for name, value in columns.items()})
+    assert sampler(bank, real_in_restoration=1.0).sample(48, 1).images.shape[0] == 48
+
+
+def test_data_sets_are_drawn_by_the_weights_of_their_lists_unless_the_configuration_says():
+    bank = dataclasses.replace(tiny_bank(), weights=np.array([0.0, 3.0, 1.0, 1.0]))
+    for config, expected in (({}, [0.0, 0.75, 0.0, 0.25]), ({"mr": 4.0, "ct": 0.0}, [0.8, 0.0, 0.0, 0.2])):
+        drawn = sampler(bank, dataset_weights=config)
+        first = drawn._episode_rows(drawn._real, 400, 1)[:, 1]
+        assert np.bincount(bank.dataset[first], minlength=4) / 400 == pytest.approx(expected, abs=0.06)
+
+
+def test_a_data_set_without_weight_is_left_out_of_everything():
+    bank = dataclasses.replace(bank_of_pairs(), weights=np.array([0.0]))
+    drawn = sampler(bank, families={"restoration": 1.0}, real_in_restoration=1.0)
+    assert (drawn._pairs, drawn._images_only) == ({}, {})
+    assert drawn.sample(16, 1).images.shape[0] == 16
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"families": {"reel": 1.0}}, "families has no 'reel': use real, painted, restoration"),
+        ({"families": {"real": 0.0}}, "weights of families must be 0 or more, and not all 0"),
+        ({"kinds": {"denoise": 1.0}}, "kinds has no 'denoise': use denoising, inpainting, synthesis, restoration"),
+        ({"kinds": {"denoising": -1.0, "inpainting": 2.0}}, "weights of kinds must be 0 or more"),
+        ({"dataset_weights": {"mr": -1.0}}, "weights of data sets must be 0 or more"),
+        ({"pairs": 1.5}, "pairs is a probability, 0 to 1, got 1.5"),
+        ({"near": -0.1}, "near is a probability"),
+    ],
+)
+def test_a_configuration_that_cannot_be_drawn_from_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        EpisodeConfig(**config)
+
+
+# --- drafts, and the size of what is shown ---
+
+
+def test_a_draft_is_the_query_with_a_label_a_little_wrong():
+    plain = episodes_of("painted", batch=64, n_prompts=2, warp=STILL)
+    drawn = episodes_of("painted", batch=64, n_prompts=2, warp=STILL, drafts=1.0, wrong=0.1)
+    assert torch.equal(drawn.images[:, 2], drawn.images[:, 0])
+    assert torch.equal(drawn.images[:, :2], plain.images[:, :2])
+    same = (drawn.classes[:, 2] == drawn.classes[:, 0]).float().mean((1, 2))
+    assert 0.7 < same.mean() < 1.0
+    assert (same < 1).float().mean() > 0.8
+
+
+def test_drafts_are_as_frequent_as_asked_and_never_the_only_prompt():
+    def share(found: Episodes) -> float:
+        return (found.images[:, -1] == found.images[:, 0]).flatten(1).all(1).float().mean().item()
+
+    assert share(episodes_of("painted", batch=200, drafts=0.3)) == pytest.approx(0.3, abs=0.1)
+    assert share(episodes_of("painted", batch=100, n_prompts=1, drafts=1.0)) < 0.1
+    assert share(episodes_of("painted", batch=100)) < 0.1
+
+
+def test_small_structures_are_magnified():
+    zoom = dataclasses.replace(STILL, zoom=6.0, zoomed=1.0)
+    small = np.zeros((2, 32, 32))
+    small[:, 14:18, 14:18] = 1
+    bank = hand_made_bank(np.full((2, 32, 32), 99.0), small, [0, 0], [0, 0], [0, 0])
+    for warp, expected in ((STILL, (15, 17)), (zoom, (20, 32 * 32 * 0.3))):
+        found = sampler(bank, families={"real": 1.0}, warp=warp).sample(50, 1)
+        area = (found.classes[:, 1] > 0).flatten(1).sum(1).float()
+        assert expected[0] <= area.median() <= expected[1]

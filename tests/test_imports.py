@@ -2,7 +2,8 @@
 
 The layers of mvg_core, each of which may import itself and those above it:
 
-    core (every module not named here)  ->  network  ->  training  ->  evaluation  ->  cohort, server, cli (adapters)
+    core (every module not named here)  ->  network  ->  training  ->  evaluation  ->  bundle  ->  cohort, server, cli
+    (adapters)
 
 A module may import a layer below it inside a function only, and nothing but an adapter may import an adapter at all.
 """
@@ -22,7 +23,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 ADAPTERS = ("cohort", "server", "cli", "demo", "__main__")
-LAYERS = {"network": 1, "training": 2, "evaluation": 3, **dict.fromkeys(ADAPTERS, 4)}
+LAYERS = {"network": 1, "training": 2, "evaluation": 3, "bundle": 4, **dict.fromkeys(ADAPTERS, 5)}
 
 SLICER = ("slicer", "vtk", "vtkmodules", "qt", "ctk", "PySide6", "PyQt5", "PyQt6")
 FILE_FORMATS = ("SimpleITK", "itk", "nibabel", "pydicom", "highdicom", "PIL", "imageio", "mvg_core.volume_io")
@@ -171,6 +172,8 @@ def test_imports_follow_the_directions(module: str, path: Path) -> None:
         ("mvg_core", "from .training import losses", "lower layer"),
         ("mvg_core.network.compact", "from mvg_core import training", "lower layer"),
         ("mvg_core.training.losses", "from ..evaluation import tables", "lower layer"),
+        ("mvg_core.evaluation.tables", "from mvg_core.bundle import scores", "lower layer"),
+        ("mvg_core.bundle.inferer", "def f():\n    from mvg_core.cli import main", "import an adapter"),
         ("mvg_core.evaluation.tables", "def f():\n    from mvg_core.cli import main", "import an adapter"),
         ("mvg_core.predict", "if TYPE_CHECKING:\n    from mvg_core.server import Server", "import an adapter"),
         ("slicer_extension.MVG.MVGLib.job", "def f():\n    import torch", "Slicer's own process"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
@@ -24,19 +26,21 @@ from torch import Tensor
 from mvg_core.network.checkpoint import load_network
 from mvg_core.network.compact import CompactPainter
 from mvg_core.network.errors import CheckpointError
-from mvg_core.training import recipe, trainer
+from mvg_core.training import objective, recipe, trainer
 from mvg_core.training.bank import SliceBank
 from mvg_core.training.datasets import TrainingItem, TrainingSet
 from mvg_core.training.episodes import KINDS, EpisodeConfig
 from mvg_core.training.objective import HybridConfig
-from mvg_core.training.trainer import EpisodeStream, HybridTrainer, TrainingConfig, learning_rate, parameter_groups
+from mvg_core.training.optimizer import learning_rate, parameter_groups
+from mvg_core.training.stream import EpisodeStream
+from mvg_core.training.trainer import HybridTrainer, TrainingConfig
 
 GOLDEN = Path(__file__).parent / "golden" / "loss_trace.json"
 PARTS = ("loss", "segmentation", "image", "norm")
 CONFIG = TrainingConfig(
     episodes=EpisodeConfig(size=32),
     objective=HybridConfig(masked_share={kind: 0.0 if kind == "segmentation" else 0.5 for kind in KINDS}),
-    batch=4, iterations=8, learning_rate=1e-3, warm_up=3, ema=0.5, mixed_precision=False, checkpoint_every=4,
+    batch=4, iterations=8, learning_rate=1e-3, warm_up=3, ema=0.5, precision="fp32", epoch_length=4,
     report_every=2)
 
 
@@ -50,7 +54,8 @@ def run_and_trace(training: HybridTrainer) -> dict[int, dict[str, float]]:
     trace: dict[int, dict[str, float]] = {}
 
     def note(engine: HybridTrainer) -> None:
-        trace[engine.state.iteration] = {str(name): value for name, value in engine.state.output.items()}
+        (costs,) = engine.state.output
+        trace[engine.state.iteration] = dict(costs)
 
     training.add_event_handler(Events.ITERATION_COMPLETED, note)
     training.run()
@@ -100,19 +105,19 @@ def test_step_k_is_the_same_whenever_it_is_drawn():
     assert len(whole) == 8
     late = list(EpisodeStream(tiny_bank(), CONFIG, first=5))
     assert len(late) == 3
-    for first, second in zip(whole[5:], late, strict=True):
+    for (first,), (second,) in zip(whole[5:], late, strict=True):
         assert torch.equal(first.images, second.images)
         assert torch.equal(first.labels, second.labels)
-    assert not torch.equal(whole[0].palette, whole[1].palette)
-    other = next(iter(EpisodeStream(tiny_bank(), dataclasses.replace(CONFIG, seed=1))))
-    assert not torch.equal(whole[0].palette, other.palette)
+    assert not torch.equal(whole[0][0].palette, whole[1][0].palette)
+    (other,) = next(iter(EpisodeStream(tiny_bank(), dataclasses.replace(CONFIG, seed=1))))
+    assert not torch.equal(whole[0][0].palette, other.palette)
 
 
 # --- the loop ---
 
 
 def golden_trace(out: Path) -> list[dict[str, float]]:
-    trace = run_and_trace(make_trainer(out, dataclasses.replace(CONFIG, iterations=20, checkpoint_every=20)))
+    trace = run_and_trace(make_trainer(out, dataclasses.replace(CONFIG, iterations=20, epoch_length=20)))
     return [{name: float(f"{trace[step][name]:.6g}") for name in PARTS} for step in sorted(trace)]
 
 
@@ -148,7 +153,7 @@ def test_the_average_is_moved_by_one_minus_its_decay(tmp_path):
     steps: list[dict[str, Tensor]] = []
     training.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: steps.append(weights_of(engine)))
     training.run()
-    name = "correct.weight"
+    name = "mix1.correct.weight"
     first, second, third = (step[name] for step in steps)
     assert not torch.equal(first, second)
     expected = first, 0.75 * first + 0.25 * second
@@ -158,26 +163,69 @@ def test_the_average_is_moved_by_one_minus_its_decay(tmp_path):
 
 
 def test_a_bad_batch_does_not_poison_the_weights(tmp_path, monkeypatch):
-    honest, calls = trainer.hybrid_loss, []
+    honest, calls = objective.hybrid_loss, []
 
     def sometimes_nan(*arguments: Any) -> dict[str, Tensor]:
         calls.append(1)
         parts = honest(*arguments)
         return {**parts, "loss": parts["loss"] * float("nan")} if len(calls) == 2 else parts
 
-    monkeypatch.setattr(trainer, "hybrid_loss", sometimes_nan)
-    training = make_trainer(tmp_path, dataclasses.replace(CONFIG, iterations=3))
+    monkeypatch.setattr(objective, "hybrid_loss", sometimes_nan)
+    training = make_trainer(tmp_path, dataclasses.replace(CONFIG, iterations=3, report_every=3))
     steps: list[dict[str, Tensor]] = []
     training.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: steps.append(weights_of(engine)))
     training.run()
+    (line,) = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert line["skipped"] == 1
+    assert line["loss"] > 0  # the mean of the steps that were taken
     first, second, third = steps
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(second["correct.weight"], third["correct.weight"])
+    assert not torch.equal(second["mix1.correct.weight"], third["mix1.correct.weight"])
     assert all(torch.isfinite(value).all() for value in third.values())
 
 
+def test_training_that_is_lost_ends_with_advice(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "HOPELESS", 3)
+    honest = objective.hybrid_loss
+
+    def always_nan(*arguments: Any) -> dict[str, Tensor]:
+        parts = honest(*arguments)
+        return {**parts, "loss": parts["loss"] * float("nan")}
+
+    monkeypatch.setattr(objective, "hybrid_loss", always_nan)
+    with pytest.raises(RuntimeError, match="no finite gradient in 3 steps in a row, up to step 3: start again"):
+        make_trainer(tmp_path).run()
+
+
+def test_the_seed_also_fixes_what_handlers_draw(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    drawn: list[tuple[float, float]] = []
+    for run in range(2):
+        training = make_trainer(tmp_path / f"{run}", dataclasses.replace(CONFIG, iterations=1, seed=3))
+        training.add_event_handler(Events.STARTED, lambda: drawn.append((np.random.random(), random.random())))
+        training.run()
+    assert drawn[0] == drawn[1]
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False)
+
+
+def test_max_epochs_takes_the_place_of_iterations(tmp_path):
+    training = HybridTrainer(tiny_painter(), tiny_bank(), CONFIG, tmp_path, max_epochs=1)
+    assert sorted(run_and_trace(training)) == [1, 2, 3, 4]
+    assert training.state.max_epochs == 1
+
+
+def test_a_bank_without_what_is_drawn_is_refused_at_once(tmp_path):
+    rows = ~tiny_bank().has_image
+    fields = [field.name for field in dataclasses.fields(SliceBank) if field.name not in ("names", "weights")]
+    maps = SliceBank(**{name: getattr(tiny_bank(), name)[rows] for name in fields}, names=tiny_bank().names)
+    config = dataclasses.replace(CONFIG, episodes=EpisodeConfig(size=32, families={"real": 1.0}))
+    with pytest.raises(ValueError, match="no slice with an image has labels"):
+        HybridTrainer(tiny_painter(), maps, config, tmp_path)
+
+
 def test_mixed_precision_trains_too(tmp_path):
-    trace = run_and_trace(make_trainer(tmp_path, dataclasses.replace(CONFIG, iterations=2, mixed_precision=True)))
+    trace = run_and_trace(make_trainer(tmp_path, dataclasses.replace(CONFIG, iterations=2, precision="bf16")))
     plain = run_and_trace(make_trainer(tmp_path / "plain", dataclasses.replace(CONFIG, iterations=2)))
     assert trace[1]["loss"] == pytest.approx(plain[1]["loss"], rel=0.05)
     assert trace[1]["loss"] != plain[1]["loss"]
@@ -209,8 +257,12 @@ def interrupt_after(training: HybridTrainer, step: int) -> None:
 def test_a_resumed_run_goes_on_as_if_it_had_not_been_interrupted(tmp_path, uninterrupted):
     expected, weights = uninterrupted
     interrupt_after(make_trainer(tmp_path), 6)  # the checkpoint is that of step 4
+    with open(tmp_path / "record.jsonl", "a", encoding="utf-8") as record:
+        record.write('{"step": 7, "lo')  # cut off
     resumed = make_trainer(tmp_path)
     trace = run_and_trace(resumed)
+    lines = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]  # no step twice
     assert trace == {step: expected[step] for step in (5, 6, 7, 8)}
     assert all(torch.equal(value, weights[name]) for name, value in weights_of(resumed).items())
 
@@ -271,7 +323,7 @@ saved, honest = [], torch.save
 
 def half_a_save(state, file):
     saved.append(1)
-    if len(saved) < 3:  # last.pt and weights.pt of step 4
+    if len(saved) < 4:  # weights.pt and last.pt of step 4, weights.pt of step 8
         return honest(state, file)
     file.write(b"half of last.pt at step 8")
     file.flush()

@@ -7,6 +7,10 @@ Heavy packages are imported inside the commands, so that `mvg --help` answers at
 
 from mvg_core.cli.application import app, main
 
-from mvg_core.cli import predict, weights  # isort: skip  # registers the commands, in the order of the help
+from mvg_core.cli import predict, weights, prompts  # isort: skip  # registers the commands, in the order of the help
+from mvg_core.cli import data  # isort: skip
+from mvg_core.cli import check_data  # isort: skip
+from mvg_core.cli import evaluate  # isort: skip
+from mvg_core.cli import finetune  # isort: skip
 
-__all__ = ["app", "main", "predict", "weights"]
+__all__ = ["app", "check_data", "data", "evaluate", "finetune", "main", "predict", "prompts", "weights"]

@@ -94,6 +94,9 @@ def predict(
         metavar="LOW HIGH", help="Intensities shown as black and white; without it fixed for CT, else percentiles.")
     ] = None,
     weights: Weights = SHIPPED_WEIGHTS,
+    tune: Annotated[int, typer.Option(
+        metavar="N", min=0, help="Tune a copy of the network on the examples for N steps first; takes longer, and may "
+        "help or hurt.")] = 0,
     confidence: Annotated[Path | None, typer.Option(
         metavar="FILE", help="Also write how sure the network is, 0 to 1.")] = None,
     preview: Annotated[Path | None, typer.Option(metavar="PNG", help="Also write a picture of some slices.")] = None,
@@ -108,9 +111,10 @@ def predict(
     job = PredictionJob(
         query, tuple(zip(reference[::2], reference[1::2], strict=True)), task.value,
         OutputFiles(output, confidence, preview), report, plane.value, window, hole, names, _frame(frame),
-        reference_frame, _slice_numbers(reference_slices), overwrite)
+        reference_frame, slice_numbers(reference_slices, "--reference-slices"), overwrite)
     with spoken_warnings(), progress_bars("slices") as progress:
-        reports = job.run(lambda: Predictor.load(weights, device=device, threads=threads), progress)
+        reports = job.run(lambda: Predictor.load(weights, device=device, threads=threads,
+                                                         tuning=tune or None), progress)
     for one in reports:
         _show_prediction(one)
     if report is not None:
@@ -125,13 +129,13 @@ def _frame(text: str | None) -> int | Literal["all"] | None:
     return int(text)
 
 
-def _slice_numbers(text: str | None) -> tuple[int, ...] | None:
+def slice_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """The numbers in a text such as 40,52, the value of an option."""
     if text is None:
         return None
     numbers = [part.strip() for part in text.split(",")]
     if not all(number.isdecimal() for number in numbers):
-        raise typer.BadParameter(f"{text!r} is not a list of slice numbers such as 40,52",
-                                 param_hint="--reference-slices")
+        raise typer.BadParameter(f"{text!r} is not a list of slice numbers such as 40,52", param_hint=option)
     return tuple(int(number) for number in numbers)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from mvg_core.network.config import NetworkConfig
 from mvg_core.network.errors import CheckpointError
@@ -96,9 +97,22 @@ def save_atomically(state: Mapping[str, Any], path: Path) -> None:
         raise
 
 
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict, with weights that are computed from others (adapters) as the numbers they amount to."""
+    state = dict(network.state_dict())
+    for name, module in network.named_modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        own = f"{name}." if name else ""
+        state = {key: value for key, value in state.items() if not key.startswith(f"{own}parametrizations.")}
+        for weight in module.parametrizations:  # type: ignore[union-attr]
+            state[own + weight] = getattr(module, weight).detach()
+    return state
+
+
 def save_weights(network: ConfiguredModule, path: Path) -> None:
     """Write a network's weights in half precision, with configuration and card; the suffix chooses the format."""
-    state = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
+    state = {key: value.half() if value.is_floating_point() else value for key, value in plain_state(network).items()}
     save_atomically(state, path)
 
 

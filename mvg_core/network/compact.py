@@ -8,8 +8,9 @@ The network is *segment-causal*: nothing computed for a prompt depends on the qu
 * 1/4, 1/2 and 1: linear attention through a small codebook, which acts as a learned joint histogram (which colour do
   pixels like this one get?) at a cost that does not grow with the number of prompts.
 
-Every reading brings colours of the prompt label with it. The answer is a mixture of these colours, weighted pixel by
-pixel from coarse to fine, plus a correction: the network learns *where* a colour belongs, and any palette works.
+Every reading brings colours of the prompt label with it. The answer is a mixture of these colours and of the query's
+own grey, weighted pixel by pixel from coarse to fine, plus a correction at each scale: the network learns *where* a
+colour belongs, any palette works, and an image is smoothed by taking its grey from a coarser scale.
 
 Shape letters: B batch, S prompts, C channels, H W pixels, h w tokens, N tokens, D width, M codebook slots, G heads.
 
@@ -272,11 +273,12 @@ class Codebook(nn.Module):
 
 
 class ColourMixer(nn.Module):
-    """Mixes candidate colours pixel by pixel, with weights that sum to one."""
+    """Mixes candidate colours pixel by pixel, with weights that sum to one, and adds a correction."""
 
     def __init__(self, channels: int, candidates: int) -> None:
         super().__init__()
         self.gate = nn.Conv2d(channels, candidates, 1)
+        self.correct = _zero(nn.Conv2d(channels, COLOURS, 1))
         self.gain = GATE_GAIN
 
     def forward(self, x: Tensor, candidates: Tensor) -> Tensor:
@@ -284,7 +286,7 @@ class ColourMixer(nn.Module):
         weights = (self.gate(x).float() * self.gain).softmax(dim=1)
         batch, count, height, width = weights.shape
         colours = candidates.float().reshape(batch, count, -1, height, width)
-        return (weights[:, :, None] * colours).sum(dim=1)
+        return (weights[:, :, None] * colours).sum(dim=1) + self.correct(x).float()
 
 
 class Modulation(nn.Module):
@@ -411,20 +413,20 @@ class CompactPainter(ConfiguredModule):
         self.stage8 = ResidualBlock(c8)
         self.up4 = nn.Conv2d(c8, 4 * c4, 1)
         self.codebook4 = Codebook(c4, c4, 4, config.slots)
-        self.colours4 = nn.Conv2d(COLOURS * (self.read8.heads + 4), c4, 1)
+        self.colours4 = nn.Conv2d(COLOURS * (self.read8.heads + 5), c4, 1)
         self.stage4 = nn.Sequential(ResidualBlock(c4), ResidualBlock(c4))
-        self.mix4 = ColourMixer(c4, self.read8.heads + 4)
+        self.mix4 = ColourMixer(c4, self.read8.heads + 5)
         self.up2 = nn.Conv2d(c4, 4 * c2, 1)
         self.codebook2 = Codebook(c2, c2, 2, config.slots)
-        self.colours2 = nn.Conv2d(COLOURS * 3, c2, 1)
+        self.colours2 = nn.Conv2d(COLOURS * 4, c2, 1)
         self.stage2 = nn.Sequential(ResidualBlock(c2), ResidualBlock(c2))
-        self.mix2 = ColourMixer(c2, 3)
+        self.mix2 = ColourMixer(c2, 4)
         self.up1 = nn.Conv2d(c2, 4 * c1, 1)
         self.codebook1 = Codebook(c1, c1, 2, config.slots // 2)
         # What the last layers see: features, what was read, the query itself and four candidates for the colour.
         self.paint1 = nn.Conv2d(2 * c1 + COLOURS * 4, c1, 3, padding=1)
+        self.refine1 = _zero(nn.Conv2d(c1, c1, 3, padding=1))
         self.mix1 = ColourMixer(c1, 4)
-        self.correct = _zero(nn.Conv2d(c1, COLOURS, 3, padding=1))
 
     def _shown(self, image: Tensor, label: Tensor, hidden: Tensor | None) -> Tensor:
         """What the network is told of a label (B, 6, H, W).
@@ -531,22 +533,23 @@ class CompactPainter(ConfiguredModule):
 
         x4 = F.pixel_shuffle(self.up4(x8), 2) + features[2] + visible[0]
         read4, looked_up = self.codebook4(features[2], x4, encoded[-4])
-        candidates = torch.cat([copied, looked_up], dim=1)
+        grey = image.expand(-1, self.colours, -1, -1).to(looked_up.dtype)
+        candidates = torch.cat([copied, looked_up, F.avg_pool2d(grey, 4)], dim=1)
         x4 = self.stage4(self.modulate4(x4 + read4 + self.colours4(candidates), task))
         colour = self.mix4(x4, candidates)
 
         x2 = F.pixel_shuffle(self.up2(x4), 2) + features[1]
         read2, looked_up = self.codebook2(features[1], x2, encoded[-3])
-        candidates = torch.cat([_double(colour).to(looked_up.dtype), looked_up], dim=1)
+        candidates = torch.cat([_double(colour).to(looked_up.dtype), looked_up, F.avg_pool2d(grey, 2)], dim=1)
         x2 = self.stage2(self.modulate2(x2 + read2 + self.colours2(candidates), task))
         colour = self.mix2(x2, candidates)
 
         x1 = F.pixel_shuffle(self.up1(x2), 2) + features[0]
         read1, looked_up = self.codebook1(features[0], x1, encoded[-2])
-        grey = image.expand(-1, self.colours, -1, -1).to(looked_up.dtype)
         candidates = torch.cat([_double(colour).to(looked_up.dtype), looked_up, grey], dim=1)
         x1 = F.gelu(self.modulate1(self.paint1(torch.cat([x1, read1, candidates], dim=1)), task))
-        return self.mix1(x1, candidates) + self.correct(x1).float()
+        x1 = x1 + F.gelu(self.refine1(x1))
+        return self.mix1(x1, candidates)
 
     def forward(self, image: Tensor, query_label: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
         """The one-tensor contract of the MONAI bundle.

@@ -88,6 +88,10 @@ class VisionTransformerPainter(ConfiguredModule):
         Raises:
             ValueError: more than one prompt, shapes that do not fit, or a visible query label that is not given.
         """
+        return self._paint_labels(image, query_label, hidden)[1]
+
+    def _paint_labels(self, image: Tensor, query_label: Tensor | None, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The painted labels of prompt and query; see `forward`."""
         _check_slices(image, query_label, hidden, self.config.patch)
         batch, _, height, width = image.shape
         if hidden is None:
@@ -100,7 +104,29 @@ class VisionTransformerPainter(ConfiguredModule):
         canvas = torch.cat((image[:, 1:2], image[:, 0:1]), dim=2).expand(-1, 3, -1, -1)  # (B, 3, 2H, W)
         label = torch.cat((image[:, 2:5], query_label), dim=2)
         painted = self.paint_canvas(self._normalise(canvas), self._normalise(label), hidden.flatten(1))
-        return painted[:, :, height:] * self._std + self._mean
+        painted = painted * self._std + self._mean
+        return painted[:, :, :height], painted[:, :, height:]
+
+    @torch.jit.unused
+    def paint_both(self, image: Tensor, label: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Paint the hidden patches of both labels at once, for training.
+
+        Args:
+            image: (B, 2, 1, H, W) in [0, 1]: the query, then the prompt image.
+            label: (B, 2, 3, H, W), their painted labels.
+            hidden: (B, 2, h, w) bool in the same order, True = painted by the network.
+
+        Returns:
+            Painted labels (B, 3, H, W) of the query and of the prompt, not clamped.
+
+        Raises:
+            ValueError: more than one prompt, or shapes that do not fit.
+        """
+        if image.shape[1] != 2:
+            raise ValueError(f"the vit architecture takes one prompt, got {image.shape[1] - 1}: choose one")
+        stacked = torch.cat((image[:, 0], image[:, 1], label[:, 1]), dim=1)
+        prompt, query = self._paint_labels(stacked, label[:, 0], hidden.flip(1))
+        return query, prompt
 
     def paint_canvas(self, image: Tensor, label: Tensor, hidden: Tensor) -> Tensor:
         """Paint a whole label canvas in normalised colours, as the reference network does.

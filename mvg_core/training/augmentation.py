@@ -19,6 +19,7 @@ class WarpConfig:
 
     Attributes:
         zoom: largest magnification of the part of the slice that is shown.
+        zoomed: share of episodes that are magnified at all.
         rotation_deg: of the whole episode; every image adds `jitter` times this range.
         shift: of the whole episode, as a fraction of the image side.
         scale: log2 range of a common scaling, separately for x and y in part.
@@ -28,6 +29,7 @@ class WarpConfig:
     """
 
     zoom: float = 3.5
+    zoomed: float = 0.5
     rotation_deg: float = 25.0
     shift: float = 0.1
     scale: float = 0.35
@@ -52,11 +54,13 @@ def smooth_noise(shape: tuple[int, ...], grid: int, size: int, generator: Genera
     return F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True).reshape(*shape, size, size)
 
 
-def random_grids(centre: Tensor, n_images: int, size: int, config: WarpConfig, generator: Generator) -> Tensor:
+def random_grids(centre: Tensor, largest: Tensor, n_images: int, size: int, config: WarpConfig, generator: Generator
+                 ) -> Tensor:
     """Sampling grids of whole episodes: one common warp, and a smaller one for each image.
 
     Args:
         centre: point (x, y) in [-1, 1] that zooming keeps in view (B, 2).
+        largest: magnification (B,) that zooming does not exceed; nor does it exceed `config.zoom`.
         n_images: N.
         size: side of the output in pixels.
         config: ranges.
@@ -71,8 +75,8 @@ def random_grids(centre: Tensor, n_images: int, size: int, config: WarpConfig, g
         own = uniform((batch, n_images), -limit, limit, generator) * config.jitter
         return uniform((batch, 1), -limit, limit, generator) + own
 
-    zoom = torch.exp2(uniform((batch, 1), 0, math.log2(config.zoom), generator))
-    zoom = torch.where(bernoulli((batch, 1), 0.5, generator), zoom, torch.ones_like(zoom))
+    zoom = largest[:, None].clamp(1, config.zoom) ** uniform((batch, 1), 0.25, 1, generator)
+    zoom = torch.where(bernoulli((batch, 1), config.zoomed, generator), zoom, torch.ones_like(zoom))
     angle = draw(math.radians(config.rotation_deg))
     common, stretch = draw(config.scale), draw(config.scale / 3)
     scale_x, scale_y = torch.exp2(common + stretch) / zoom, torch.exp2(common - stretch) / zoom

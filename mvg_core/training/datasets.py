@@ -91,7 +91,7 @@ def read_training_set(folder: Path, split: str = "training", contrasts: tuple[st
         if not items:
             raise ValueError(f"no item of {folder.name}, {split}, has any of the contrasts {contrasts}")
     labels = {int(number): name for number, name in listing.get("labels", {}).items()}
-    return TrainingSet(folder.name, listing["modality"], labels, _merged_labels(listing), items)
+    return TrainingSet(folder.name, listing["modality"], labels, hippocampus_merges(listing), items)
 
 
 def _is_refused(contrast: str) -> bool:
@@ -110,7 +110,7 @@ def _item(folder: Path, entry: Mapping[str, str], contrasts: tuple[str, ...] | N
     return TrainingItem(folder.name, entry["subject"], images, label)
 
 
-def _merged_labels(listing: Mapping) -> dict[int, int]:
+def hippocampus_merges(listing: Mapping) -> dict[int, int]:
     """Numbers of this listing whose FreeSurfer number is hippocampus -> the number of their surroundings."""
     freesurfer = {int(k): v for k, v in listing.get("freesurfer_number_of_label", {}).items()}
     number_of = {v: k for k, v in freesurfer.items()}

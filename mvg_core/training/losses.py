@@ -10,7 +10,14 @@ DENOMINATOR_OFFSET = 0.01
 """Added to the summed weight, so that a batch with nothing hidden costs 0 instead of 0 / 0."""
 
 
-def painting_loss(painted: Tensor, target: Tensor, hidden: Tensor, weight: Tensor, beta: float = 0.01) -> Tensor:
+def painting_loss(
+    painted: Tensor,
+    target: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    beta: float = 0.01,
+    total_weight: Tensor | None = None,
+) -> Tensor:
     """Smooth-L1 between painted and true colours, averaged over what the network had to paint.
 
     Per pixel and channel d = painted - target costs d^2 / (2 beta) below `beta` and |d| - beta / 2 above. The costs are
@@ -25,22 +32,37 @@ def painting_loss(painted: Tensor, target: Tensor, hidden: Tensor, weight: Tenso
         hidden: (B, h, w) bool, True = painted by the network; each entry covers H/h x W/w pixels.
         weight: broadcastable to (B, C, H, W), >= 0.
         beta: where the cost turns from quadratic to linear, in the units of `painted`; 0 is plain L1.
+        total_weight: summed weight of everything that these images are a part of, from `hidden_weight`; None: they
+            are everything.
 
     Returns:
-        A float32 scalar, 0 where nothing is hidden.
+        A float32 scalar, 0 where nothing is hidden. With `total_weight`, the costs of all parts add up to the cost of
+        the whole.
 
     Raises:
         ValueError: the shapes do not fit, or `hidden` is not boolean.
     """
     _check_shapes(painted, target, hidden)
-    rows, columns = painted.shape[-2] // hidden.shape[-2], painted.shape[-1] // hidden.shape[-1]
-    pixels = hidden.repeat_interleave(rows, -2).repeat_interleave(columns, -1)[:, None]  # (B, 1, H, W)
+    pixels = _hidden_pixels(hidden, painted)[:, None]  # (B, 1, H, W)
     painted = painted.float()
     # Selected before the difference: a NaN that is only masked afterwards still poisons the gradient.
     target = torch.where(pixels, target.float(), painted.detach())
     weight = torch.where(pixels, weight.float(), 0.0).expand_as(painted)
     cost = F.smooth_l1_loss(painted, target, reduction="none", beta=beta)
-    return (cost * weight).sum() / (weight.sum() + DENOMINATOR_OFFSET)
+    total = weight.sum() if total_weight is None else total_weight
+    return (cost * weight).sum() / (total + DENOMINATOR_OFFSET)
+
+
+def hidden_weight(images: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    """The summed weight that `painting_loss` divides by, a float32 scalar; `images` are painted or target."""
+    pixels = _hidden_pixels(hidden, images)[:, None]
+    return torch.where(pixels, weight.float(), 0.0).expand_as(images).sum()
+
+
+def _hidden_pixels(hidden: Tensor, images: Tensor) -> Tensor:
+    """(B, h, w) patches as (B, H, W) pixels."""
+    rows, columns = images.shape[-2] // hidden.shape[-2], images.shape[-1] // hidden.shape[-1]
+    return hidden.repeat_interleave(rows, -2).repeat_interleave(columns, -1)
 
 
 def _check_shapes(painted: Tensor, target: Tensor, hidden: Tensor) -> None:
@@ -59,7 +81,13 @@ def _check_shapes(painted: Tensor, target: Tensor, hidden: Tensor) -> None:
 
 
 def decoded_loss(
-    painted: Tensor, classes: Tensor, palette: Tensor, in_palette: Tensor, hidden: Tensor, temperature: float = 0.1
+    painted: Tensor,
+    classes: Tensor,
+    palette: Tensor,
+    in_palette: Tensor,
+    hidden: Tensor,
+    temperature: float = 0.1,
+    totals: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Dice + cross-entropy of the classes that the painted colours decode to.
 
@@ -73,12 +101,13 @@ def decoded_loss(
         in_palette: (B, 1 + L) bool, rows in use; a pixel decodes to one of these.
         hidden: (B, h, w) bool, True = painted by the network.
         temperature: squared colour distance that counts as one unit of evidence.
+        totals: pixels and classes of everything that these images are a part of, from `hidden_counts`; None: they are
+            everything.
 
     Returns:
-        A float32 scalar, 0 where nothing is hidden.
+        A float32 scalar, 0 where nothing is hidden. With `totals`, the costs of all parts add up to that of the whole.
     """
-    rows, columns = painted.shape[-2] // hidden.shape[-2], painted.shape[-1] // hidden.shape[-1]
-    pixels = hidden.repeat_interleave(rows, -2).repeat_interleave(columns, -1)  # (B, H, W)
+    pixels = _hidden_pixels(hidden, painted)  # (B, H, W)
     used = int(in_palette.any(0).nonzero().max()) + 1 if bool(in_palette.any()) else 1
     palette, in_palette = palette[:, :used].float(), in_palette[:, :used]
     painted = painted.float()
@@ -87,12 +116,18 @@ def decoded_loss(
     evidence = (evidence / temperature).masked_fill(~in_palette[..., None, None], -1e4)
     log_probability = evidence.log_softmax(1)
     truth = F.one_hot(classes.clamp(0, used - 1), used).movedim(-1, 1).float()
-    count = pixels.sum().clamp_min(1)
-    cross_entropy = -(log_probability * truth).sum(1)[pixels].sum() / count
+    n_pixels, n_classes = totals or hidden_counts(painted, in_palette, hidden)
+    cross_entropy = -(log_probability * truth).sum(1)[pixels].sum() / n_pixels.clamp_min(1)
     probability = log_probability.exp() * pixels[:, None]
     truth = truth * pixels[:, None]
     overlap = 2 * (probability * truth).sum((2, 3)) + 1
     size = probability.sum((2, 3)) + truth.sum((2, 3)) + 1
     counted = in_palette[:, 1:] & pixels.any((1, 2))[:, None]
-    dice = ((1 - overlap / size)[:, 1:] * counted).sum() / counted.sum().clamp_min(1)
+    dice = ((1 - overlap / size)[:, 1:] * counted).sum() / n_classes.clamp_min(1)
     return cross_entropy + dice
+
+
+def hidden_counts(images: Tensor, in_palette: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden pixels, and classes of images with any: what `decoded_loss` divides by. `images` are painted or target."""
+    counted = in_palette[:, 1:] & hidden.any(2).any(1)[:, None]
+    return _hidden_pixels(hidden, images).sum(), counted.sum()

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
 from mvg_core.training.episodes import KINDS, Episodes
-from mvg_core.training.losses import decoded_loss, painting_loss
+from mvg_core.training.losses import decoded_loss, hidden_counts, hidden_weight, painting_loss
 
 
 class Painter(Protocol):
@@ -33,6 +33,15 @@ class Painter(Protocol):
         self, image: Tensor, encoded: list[Tensor], label: Tensor | None = None, hidden: Tensor | None = None
     ) -> Tensor:
         """Paint the label of each query."""
+        ...
+
+
+@runtime_checkable
+class PairPainter(Protocol):
+    """The same of one that paints prompt and query together; see `VisionTransformerPainter`."""
+
+    def paint_both(self, image: Tensor, label: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Paint the labels of query and prompt."""
         ...
 
 
@@ -91,8 +100,52 @@ def draw_hidden(
     return torch.where(masked[:, None, None, None], blocks, autoregressive), masked
 
 
+class Totals(NamedTuple):
+    """What the costs of a step are divided by; those of its batches add up. All are float32 scalars.
+
+    Attributes:
+        episodes: number of episodes.
+        segmentations: number of them that are segmentations.
+        prompts: number of image-to-image episodes whose prompt is painted too.
+        segmentation_weight: summed pixel weight of hidden query labels of segmentations.
+        image_weight: the same of image-to-image episodes.
+        prompt_weight: the same of their painted prompts.
+        pixels: hidden query pixels of segmentations.
+        classes: classes of segmentations that the query is judged by.
+    """
+
+    episodes: Tensor
+    segmentations: Tensor
+    prompts: Tensor
+    segmentation_weight: Tensor
+    image_weight: Tensor
+    prompt_weight: Tensor
+    pixels: Tensor
+    classes: Tensor
+
+
+def measure(episodes: Episodes, hidden: Tensor, masked: Tensor, config: HybridConfig) -> Tensor:
+    """The `Totals` of one batch as a vector (8,), to be added to those of others."""
+    is_segmentation = episodes.kinds == 0
+    prompts = masked & ~is_segmentation & config.paint_prompts
+
+    def weight(rows: Tensor, image: int) -> Tensor:
+        return hidden_weight(episodes.labels[rows, image], hidden[rows, image], episodes.weights[rows, image])
+
+    rows = is_segmentation
+    counts = hidden_counts(episodes.labels[rows, 0], episodes.in_palette[rows], hidden[rows, 0])
+    totals = (torch.ones_like(masked).sum(), is_segmentation.sum(), prompts.sum(), weight(rows, 0),
+              weight(~rows, 0), weight(prompts, 1), *counts)
+    return torch.stack([total.float() for total in totals])
+
+
 def hybrid_loss(
-    network: Painter, episodes: Episodes, hidden: Tensor, masked: Tensor, config: HybridConfig
+    network: Painter | PairPainter,
+    episodes: Episodes,
+    hidden: Tensor,
+    masked: Tensor,
+    config: HybridConfig,
+    totals: Totals | None = None,
 ) -> dict[str, Tensor]:
     """Cost of one batch: `loss` to be minimised, and its parts for the record.
 
@@ -102,44 +155,69 @@ def hybrid_loss(
         hidden: (B, N, h, w), from `draw_hidden`.
         masked: (B,), from `draw_hidden`.
         config: weights.
+        totals: of the step that this batch is a part of; None: it is the whole step.
 
     Returns:
-        Scalars `loss`, `segmentation`, `image`, each the mean over its episodes (0 where there are none).
+        Scalars `loss`, `segmentation`, `image`, each the mean over its episodes (0 where there are none). With
+        `totals`, those of all batches of the step add up to what one batch of all its episodes would cost.
     """
-    encoded = network.encode(episodes.images[:, 1:], episodes.labels[:, 1:], hidden[:, 1:])
-    painted = network.paint(episodes.images[:, 0], encoded, episodes.labels[:, 0], hidden[:, 0])
+    painted, prompts = _paint(network, episodes, hidden, masked, config)
     is_segmentation = episodes.kinds == 0
     zero = painted.float().sum() * 0
     parts = {"segmentation": zero, "image": zero}
     if bool(is_segmentation.any()):
-        parts["segmentation"] = _segmentation_cost(painted, episodes, hidden, is_segmentation, config)
+        parts["segmentation"] = _segmentation_cost(painted, episodes, hidden, is_segmentation, config, totals)
     if not bool(is_segmentation.all()):
-        parts["image"] = _colour_cost(painted, episodes, hidden, ~is_segmentation, 0)
-    if config.paint_prompts and bool(masked.any()):
-        # A hidden prompt label is painted from the prompts alone: the prompt is its own query.
-        rows = masked.nonzero()[:, 0]
-        prompt = network.paint(
-            episodes.images[rows, 1], [e[rows] for e in encoded], episodes.labels[rows, 1], hidden[rows, 1]
-        )
-        whole = painted.new_zeros(painted.shape).index_copy(0, rows, prompt.to(painted.dtype))
-        image_rows = masked & ~is_segmentation
-        if bool(image_rows.any()):
-            parts["image"] = (parts["image"] + _colour_cost(whole, episodes, hidden, image_rows, 1)) / 2
-    share = is_segmentation.float().mean()
+        total = totals and totals.image_weight
+        parts["image"] = _colour_cost(painted, episodes, hidden, ~is_segmentation, 0, total)
+    if totals is not None and bool(totals.prompts > 0):
+        parts["image"] = parts["image"] / 2
+    image_rows = masked & ~is_segmentation
+    if prompts is not None and bool(image_rows.any()):
+        cost = _colour_cost(prompts, episodes, hidden, image_rows, 1, totals and totals.prompt_weight)
+        parts["image"] = (parts["image"] + cost) / 2 if totals is None else parts["image"] + cost / 2
+    share = is_segmentation.float().mean() if totals is None else totals.segmentations / totals.episodes
     loss = share * parts["segmentation"] + (1 - share) * config.image_weight * parts["image"]
     return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
 
-def _colour_cost(painted: Tensor, episodes: Episodes, hidden: Tensor, rows: Tensor, image: int) -> Tensor:
+def _paint(
+    network: Painter | PairPainter, episodes: Episodes, hidden: Tensor, masked: Tensor, config: HybridConfig
+) -> tuple[Tensor, Tensor | None]:
+    """Painted labels (B, 3, H, W) of the queries, and those of first prompts where they are painted too."""
+    paint_prompts = config.paint_prompts and bool(masked.any())
+    if isinstance(network, PairPainter):
+        painted, prompts = network.paint_both(episodes.images, episodes.labels, hidden)
+        return painted, prompts if paint_prompts else None
+    encoded = network.encode(episodes.images[:, 1:], episodes.labels[:, 1:], hidden[:, 1:])
+    painted = network.paint(episodes.images[:, 0], encoded, episodes.labels[:, 0], hidden[:, 0])
+    if not paint_prompts:
+        return painted, None
+    # A hidden prompt label is painted from the prompts alone: the prompt is its own query.
+    rows = masked.nonzero()[:, 0]
+    prompts = network.paint(
+        episodes.images[rows, 1], [e[rows] for e in encoded], episodes.labels[rows, 1], hidden[rows, 1]
+    )
+    return painted, painted.new_zeros(painted.shape).index_copy(0, rows, prompts.to(painted.dtype))
+
+
+def _colour_cost(
+    painted: Tensor, episodes: Episodes, hidden: Tensor, rows: Tensor, image: int, total_weight: Tensor | None
+) -> Tensor:
     return painting_loss(
-        painted[rows], episodes.labels[rows, image], hidden[rows, image], episodes.weights[rows, image]
+        painted[rows],
+        episodes.labels[rows, image],
+        hidden[rows, image],
+        episodes.weights[rows, image],
+        total_weight=total_weight,
     )
 
 
 def _segmentation_cost(
-    painted: Tensor, episodes: Episodes, hidden: Tensor, rows: Tensor, config: HybridConfig
+    painted: Tensor, episodes: Episodes, hidden: Tensor, rows: Tensor, config: HybridConfig, totals: Totals | None
 ) -> Tensor:
-    cost = config.colour_weight * _colour_cost(painted, episodes, hidden, rows, 0)
+    total = totals and totals.segmentation_weight
+    cost = config.colour_weight * _colour_cost(painted, episodes, hidden, rows, 0, total)
     if config.decoded_weight > 0:
         cost = cost + config.decoded_weight * decoded_loss(
             painted[rows],
@@ -148,5 +226,26 @@ def _segmentation_cost(
             episodes.in_palette[rows],
             hidden[rows, 0],
             config.temperature,
+            totals and (totals.pixels, totals.classes),
         )
     return cost
+
+
+class HybridObjective(torch.nn.Module):
+    """A network and what it costs as one module, whose `forward` wrappers for several processes can watch.
+
+    Args:
+        painter: paints.
+        config: weights of the objective.
+    """
+
+    def __init__(self, painter: torch.nn.Module, config: HybridConfig) -> None:
+        super().__init__()
+        self.painter = painter
+        self.config = config
+
+    def forward(
+        self, episodes: Episodes, hidden: Tensor, masked: Tensor, totals: Totals | None = None
+    ) -> dict[str, Tensor]:
+        """See `hybrid_loss`."""
+        return hybrid_loss(self.painter, episodes, hidden, masked, self.config, totals)  # type: ignore[arg-type]

@@ -39,18 +39,21 @@ OBJECTIVE = HybridConfig(masked_share={kind: 0.0 if kind == "segmentation" else 
 
 # Large warps first make a network wait long for its first success: it starts with nearly aligned slices.
 GENTLE = WarpConfig(zoom=1.5, rotation_deg=10, shift=0.05, scale=0.1, jitter=0.3, elastic=0.015)
-MODERATE = WarpConfig(zoom=2.5, rotation_deg=15, shift=0.08, scale=0.2, jitter=0.35, elastic=0.025)
+MODERATE = WarpConfig(zoom=6.0, zoomed=0.85, rotation_deg=15, shift=0.08, scale=0.2, jitter=0.35, elastic=0.025)
+
+LATER = EpisodeConfig(dataset_weights=DATASET_WEIGHTS, warp=MODERATE, prompts=(0.5, 0.3, 0.2), drafts=0.5,
+                      families={"real": 0.4, "painted": 0.2, "restoration": 0.4})
 
 STAGES: dict[str, TrainingConfig] = {
     "start": TrainingConfig(
         episodes=EpisodeConfig(size=64, dataset_weights=DATASET_WEIGHTS, warp=GENTLE), objective=OBJECTIVE,
         batch=16, iterations=40_000, learning_rate=1.5e-3, final_rate=1.0, warm_up=150),
     "middle": TrainingConfig(
-        episodes=EpisodeConfig(size=96, dataset_weights=DATASET_WEIGHTS, warp=MODERATE), objective=OBJECTIVE,
+        episodes=dataclasses.replace(LATER, size=96), objective=OBJECTIVE,
         batch=16, iterations=20_000, learning_rate=1.2e-3, final_rate=1.0, warm_up=50, seed=1),
     "finish": TrainingConfig(
-        episodes=EpisodeConfig(size=192, dataset_weights=DATASET_WEIGHTS, warp=MODERATE), objective=OBJECTIVE,
-        batch=8, iterations=220, learning_rate=1e-3, warm_up=20, ema=0.98, seed=2),
+        episodes=dataclasses.replace(LATER, size=192), objective=OBJECTIVE,
+        batch=8, iterations=300, learning_rate=1e-3, warm_up=20, ema=0.98, seed=2),
 }
 
 

@@ -36,7 +36,8 @@ def make_card(data_folder: Path, records: Sequence[Path], note: str = "") -> dic
     for record in records:
         last = json.loads(record.read_text().splitlines()[-1])
         config = STAGES[record.parent.name]
-        stages.append({"stage": record.parent.name, "steps": last["step"], "episodes": last["step"] * config.batch,
+        stages.append({"stage": record.parent.name, "steps": last["step"],
+                       "episodes": last["step"] * config.batch * config.accumulate,
                        "size": config.episodes.size, "learning_rate": config.learning_rate, "seed": config.seed,
                        "last_loss": last["loss"]})
     return {

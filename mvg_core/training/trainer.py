@@ -2,203 +2,203 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from ignite.engine import Events
 from monai.engines.trainer import SupervisedTrainer
-from monai.utils.enums import CommonKeys
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, IterableDataset
+from monai.utils.misc import set_determinism
+from torch import nn
 
-from mvg_core.network.checkpoint import ConfiguredModule, load_safely, save_atomically, save_weights
-from mvg_core.network.compact import CompactPainter
-from mvg_core.training.bank import SliceBank
-from mvg_core.training.episodes import EpisodeConfig, Episodes, EpisodeSampler
-from mvg_core.training.objective import HybridConfig, draw_hidden, hybrid_loss
+from mvg_core.training import distributed
+from mvg_core.training.checkpoints import RunFolder, same_step_everywhere
+from mvg_core.training.config import TrainingConfig
+from mvg_core.training.episodes import Episodes
+from mvg_core.training.handlers import accepted, validator_of
+from mvg_core.training.learner import Learner
+from mvg_core.training.objective import hybrid_loss
+from mvg_core.training.record import Record
+from mvg_core.training.stream import EpisodeStream, bank_of, episode_loader
+from mvg_core.training.tracking import Display, say_errors_once
+from mvg_core.training.validation import HybridEvaluator
 
+__all__ = ["HybridTrainer", "TrainingConfig"]
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """One stage of training.
-
-    Attributes:
-        episodes: what is drawn.
-        objective: how it is hidden and weighted.
-        batch: episodes for each step.
-        iterations: steps of this stage.
-        learning_rate: at the top of the schedule.
-        final_rate: learning rate at the end of the cosine, relative to the top; 1 keeps it constant.
-        warm_up: steps of linear warm-up.
-        weight_decay: of matrices and kernels; norms, biases and position embeddings get none.
-        clip: largest gradient norm.
-        ema: decay of the averaged weights, which are the ones that ship.
-        seed: of weights and episodes.
-        mixed_precision: bf16 autocast.
-        checkpoint_every: steps between checkpoints.
-        report_every: steps between lines of the record.
-    """
-
-    episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
-    objective: HybridConfig = field(default_factory=HybridConfig)
-    batch: int = 16
-    iterations: int = 5000
-    learning_rate: float = 1e-3
-    final_rate: float = 0.02
-    warm_up: int = 200
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    ema: float = 0.998
-    seed: int = 0
-    mixed_precision: bool = True
-    checkpoint_every: int = 250
-    report_every: int = 50
-
-
-class EpisodeStream(IterableDataset):
-    """Batches of episodes, one for each step.
-
-    Step k is the same whenever it is drawn, so a resumed run goes on as if it had not been interrupted.
-    """
-
-    def __init__(self, bank: SliceBank, config: TrainingConfig, first: int = 0, device: str = "cpu") -> None:
-        super().__init__()
-        self.bank, self.config, self.first, self.device = bank, config, first, device
-
-    def __iter__(self) -> Iterator[Episodes]:
-        generator = torch.Generator(self.device)
-        sampler = EpisodeSampler(self.bank, self.config.episodes, generator)
-        for step in range(self.first, self.config.iterations):
-            sampler.reseed(self.config.seed * 1_000_003 + step)
-            yield sampler.sample(self.config.batch)
-
-
-def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then a cosine down to `final_rate` of the top, at step 0, 1, ..."""
-    if step < config.warm_up:
-        return config.learning_rate * (step + 1) / config.warm_up
-    share = (step - config.warm_up) / max(1, config.iterations - config.warm_up)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * cosine)
-
-
-def parameter_groups(network: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices and kernels, leave norms, biases and position embeddings alone."""
-    named = list(network.named_parameters())
-    plain = [p for name, p in named if p.ndim < 2 or "position" in name]
-    decayed = [p for name, p in named if not (p.ndim < 2 or "position" in name)]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+HOPELESS = 50
+"""Steps in a row without a finite gradient after which training stops."""
 
 
 class HybridTrainer(SupervisedTrainer):
-    """Trains a network on episodes; one epoch is one checkpoint interval.
+    """Trains a network on episodes; one epoch is `config.epoch_length` steps, a validation and a checkpoint.
+
+    In the folder `out` it keeps `last.pt` (everything needed to resume), `weights.pt` (averaged weights, half
+    precision), `best.pt` (those of the best validation), `record.jsonl` and `validation.jsonl`, and `panels`. A run
+    whose `last.pt` is there is resumed, with the same losses as if it had not been interrupted.
+
+    After every step `state.output` is a list with one dictionary: `loss`, its parts `segmentation` and `image`, the
+    gradient's `norm`, and `skipped` (1 where the gradient was not finite and no step was taken).
 
     Args:
-        network: changed in place.
-        bank: training slices.
+        network: changed in place; not wrapped for several processes.
+        dataset: `SliceDataset` or `SliceBank` to draw episodes from.
         config: the stage.
-        out: existing folder for `last.pt` (everything needed to resume), `weights.pt` (averaged weights) and
-            `record.jsonl`. A run whose `last.pt` is there is resumed.
+        out: folder of the run.
         device: torch device; episodes are drawn there too when it is a GPU.
+        max_epochs: takes the place of `config.iterations`: so many times `epoch_length` steps.
+        validator: scores the averaged network after every epoch, unless a `ValidationHandler` says when.
+        train_handlers: MONAI or ignite handlers; those on `EPOCH_COMPLETED` run after the validation, whose metrics are
+            in `state.metrics`, and before the checkpoint.
 
     Raises:
-        CheckpointError: `last.pt` is damaged or belongs to another network.
+        CheckpointError: `last.pt` is damaged or belongs to another network or configuration.
+        ValueError: the configuration, data set or a handler does not fit.
     """
 
-    def __init__(self, network: CompactPainter, bank: SliceBank, config: TrainingConfig, out: Path,
-                 device: str = "cpu") -> None:
-        self.config, self.out = config, out
-        self.painter = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-        optimizer = torch.optim.AdamW(parameter_groups(network, config.weight_decay), lr=config.learning_rate,
-                                      betas=(0.9, 0.95))
-        first = 0
-        if (out / "last.pt").is_file():
-            first = self._resume(optimizer, device)
-        stream = EpisodeStream(bank, config, first, device)
-        loader = DataLoader(stream, batch_size=None, num_workers=1 if device == "cpu" else 0,
-                            prefetch_factor=4 if device == "cpu" else None)
+    def __init__(self, network: nn.Module, dataset: Any, config: TrainingConfig, out: Path | str,
+                 device: torch.device | str = "cpu", *, max_epochs: int | None = None,
+                 validator: HybridEvaluator | None = None, train_handlers: Sequence | None = None) -> None:
+        if max_epochs is not None:
+            config = dataclasses.replace(config, iterations=max_epochs * config.epoch_length)
+        self.config, self.folder = config, RunFolder(out)
+        device = torch.device(device)
+        bank = bank_of(dataset)
+        self.learner = Learner(network, config, device)
+        self.best = {"score": -math.inf, "step": 0, "since": 0}
+        self.first = self._resume()
+        stream = EpisodeStream(bank, config, self.first, device, distributed.rank())
         super().__init__(
-            device=device, max_epochs=max(1, math.ceil(config.iterations / config.checkpoint_every)),
-            train_data_loader=loader, network=network, optimizer=optimizer, loss_function=hybrid_loss,
-            epoch_length=config.checkpoint_every, decollate=False)
-        self.generator = torch.Generator(device)
-        self.first = first
-        self._started = time.perf_counter()
-        self.state.epoch = first // config.checkpoint_every
-        self.state.iteration = first
-        self._sums: dict[str, float] = {}
-        self._summed = 0
-        self.add_event_handler(Events.ITERATION_COMPLETED, HybridTrainer._record)
+            device=device, max_epochs=max(1, math.ceil(config.iterations / config.epoch_length)),
+            train_data_loader=episode_loader(stream), network=self.painter, optimizer=self.learner.optimizer,
+            loss_function=hybrid_loss, epoch_length=config.epoch_length, decollate=False)
+        self.state.epoch, self.state.iteration = self.first // config.epoch_length, self.first
+        say_errors_once(self)
+        self._display = Display()
+        self._record: Record | None = None  # while it runs
+        self._hopeless = 0
+        handlers = accepted(train_handlers, resumed=self.first > 0)
+        self.validator = validator or validator_of(handlers)
+        self._attach(handlers)
+
+    def _attach(self, handlers: Sequence[Any]) -> None:
+        """Attach what happens, in this order: own records, validation, handlers of others, checkpoint."""
         self.add_event_handler(Events.ITERATION_COMPLETED, HybridTrainer._finish_step)
+        if self.validator is not None:
+            self._adopt(self.validator)
+            if self.validator is not validator_of(handlers):
+                self.add_event_handler(Events.EPOCH_COMPLETED, HybridTrainer._validate)
+        self._register_handlers(handlers)
+        self.add_event_handler(Events.EPOCH_COMPLETED, HybridTrainer._finish_epoch)
+
+    @property
+    def painter(self) -> Any:
+        """The network that learns."""
+        return self.learner.painter
+
+    @property
+    def average(self) -> Any:
+        """The averaged network, as the `module` of an `AveragedModel`."""
+        return self.learner.average
 
     def run(self) -> None:
         """Train up to `config.iterations` steps, those before a resume included; a finished run is left as it is."""
-        if self.state.iteration < self.config.iterations:
+        if self.state.iteration >= self.config.iterations or self._is_patience_over():
+            return
+        set_determinism(self.config.seed)
+        self._record = Record(self.folder.path, self.first, self.config.report_every, self._display.say)
+        self._display.start(self.first, self.config.iterations)
+        try:
             super().run()
+        finally:
+            self._display.stop()
+            self._record = None
 
-    def _iteration(self, engine: SupervisedTrainer, batchdata: Episodes) -> dict[str, Any]:  # type: ignore[override]
-        config, step = self.config, self.state.iteration - 1
-        episodes = batchdata.to(self.state.device)
-        self.generator.manual_seed(config.seed * 7_000_003 + step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
-        n_images, patches = episodes.images.shape[1], episodes.images.shape[-1] // self.painter.config.patch
-        hidden, masked = draw_hidden(episodes.kinds, n_images, patches, config.objective, self.generator)
-        self.painter.train()
-        with torch.autocast(self.state.device.type, torch.bfloat16, enabled=config.mixed_precision):
-            parts = hybrid_loss(self.painter, episodes, hidden, masked, config.objective)
-        self.optimizer.zero_grad(set_to_none=True)
-        parts["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.painter.parameters(), config.clip)
-        if torch.isfinite(norm):  # one bad batch must not poison the weights
-            self.optimizer.step()
-            self.average.update_parameters(self.painter)
-        return {CommonKeys.LOSS: parts["loss"].item(), "norm": norm.item(),
-                "segmentation": parts["segmentation"].item(), "image": parts["image"].item()}
-
-    def _record(self) -> None:
-        """Means since the last line, every `report_every` steps."""
-        step = self.state.iteration
-        for name, value in self.state.output.items():
-            self._sums[str(name)] = self._sums.get(str(name), 0.0) + float(value)
-        self._summed += 1
-        if step % self.config.report_every == 0:
-            line = {"step": step, **{name: round(total / self._summed, 5) for name, total in self._sums.items()},
-                    "lr": self.optimizer.param_groups[0]["lr"],
-                    "steps_per_s": round((step - self.first) / (time.perf_counter() - self._started), 3)}
-            self._sums.clear()
-            self._summed = 0
-            with open(self.out / "record.jsonl", "a") as record:
-                record.write(json.dumps(line) + "\n")
-            print(line, flush=True)
+    def _iteration(self, engine: SupervisedTrainer, batchdata: Sequence[Episodes]) -> list[dict]:  # type: ignore[override]
+        return [self.learner.learn(batchdata, self.state.iteration - 1)]
 
     def _finish_step(self) -> None:
-        step, config = self.state.iteration, self.config
-        is_last = step >= config.iterations
-        if is_last or step % config.checkpoint_every == 0:
-            self.save()
-        if is_last and step % config.checkpoint_every:
+        step, costs = self.state.iteration, self.state.output[0]
+        if self._record is not None:
+            self._record.add(step, costs, self.optimizer.param_groups[-1]["lr"])
+        self._display.step(step, costs["loss"])
+        self._hopeless = self._hopeless + 1 if costs["skipped"] else 0
+        if self._hopeless == HOPELESS:
+            raise RuntimeError(f"no finite gradient in {HOPELESS} steps in a row, up to step {step}: start again with "
+                               "a lower learning_rate, or with precision fp32")
+        if step >= self.config.iterations and step % self.config.epoch_length:
             self.terminate_epoch()  # the last epoch is a short one
 
+    # ------------------------------------------------------------------ validation
+
+    def _adopt(self, validator: HybridEvaluator) -> None:
+        """Let a validator score the averaged network and report here."""
+        validator.network = self.learner.averaged
+        if validator.panels is None:
+            validator.panels = self.folder.path / "panels"
+        self.state.key_metric_name = validator.state.key_metric_name
+        if self.best["step"]:
+            for engine in (self, validator):
+                engine.state.best_metric, engine.state.best_metric_epoch = self.best["score"], self._best_epoch()
+        validator.add_event_handler(Events.STARTED, self._tell_step)
+        validator.add_event_handler(Events.COMPLETED, self._judge)
+
+    def _tell_step(self, validator: HybridEvaluator) -> None:
+        validator.step = self.state.iteration
+
+    def _validate(self) -> None:
+        if self.validator is not None:
+            self.validator.run(self.state.epoch)
+
+    def _judge(self, validator: HybridEvaluator) -> None:
+        """Keep the averaged weights if they are the best so far; nothing when the validator is run by itself."""
+        if self._record is None:
+            return
+        scores = distributed.agreed(dict(validator.state.metrics))
+        self.state.metrics.update(scores)
+        self._record.add_validation(self.state.iteration, scores)
+        self.best["since"] += 1
+        if scores["score"] > self.best["score"]:
+            self.folder.write_weights(self.learner.averaged, self.folder.best)
+            self.best = {"score": scores["score"], "step": self.state.iteration, "since": 0}
+        self.state.best_metric, self.state.best_metric_epoch = self.best["score"], self._best_epoch()
+
+    def _best_epoch(self) -> int:
+        return math.ceil(self.best["step"] / self.config.epoch_length) if self.best["step"] else -1
+
+    def _is_patience_over(self) -> bool:
+        return 0 < self.config.patience <= self.best["since"]
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _finish_epoch(self) -> None:
+        self.save()
+        if self._is_patience_over():
+            self._display.console.print(f"no better score in {self.best['since']} validations: the best was at step "
+                                        f"{self.best['step']}, training ends")
+            self.terminate()
+
     def save(self) -> None:
-        """Write `last.pt` and `weights.pt`, each replaced only once complete."""
-        save_atomically({"network": self.painter.state_dict(), "average": self.average.state_dict(),
-                         "optimizer": self.optimizer.state_dict(), "step": self.state.iteration,
-                         "config": json.dumps(asdict(self.config))}, self.out / "last.pt")
-        save_weights(cast(ConfiguredModule, self.average.module), self.out / "weights.pt")
+        """Write `weights.pt`, then `last.pt`, which makes the checkpoint valid; each is replaced only once complete.
 
-    def _resume(self, optimizer: torch.optim.Optimizer, device: str) -> int:
+        Raises:
+            CheckpointError: no space, or no permission; the files of the checkpoint before are kept.
+        """
+        self.folder.write_weights(self.learner.averaged, self.folder.weights)
+        self.folder.write_last({**self.learner.state_dict(), "step": self.state.iteration, "best": self.best,
+                                "processes": distributed.n_processes(), "config": json.dumps(self.config.to_json())})
+
+    def _resume(self) -> int:
         """Take over everything from `last.pt`; the number of steps that are done."""
-        stored = load_safely(self.out / "last.pt", device)
-        self.painter.load_state_dict(stored["network"])
-        self.average.load_state_dict(stored["average"])
-        optimizer.load_state_dict(stored["optimizer"])
-        return int(stored["step"])
-
+        stored = self.folder.read_last(self.config)
+        step = 0 if stored is None else int(stored["step"])
+        same_step_everywhere(step, self.folder.path)
+        if stored is not None:
+            self.folder.restore(self.learner, stored)
+            self.best |= stored.get("best", {})
+            logging.getLogger(__name__).info("resumed at step %d from %s", step, self.folder.last)
+        return step

@@ -1,0 +1,1 @@
+"""Empty: the configs are made of `mvg_core` and MONAI."""

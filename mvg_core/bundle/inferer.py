@@ -1,0 +1,84 @@
+"""Whole volumes by example, as a MONAI inferer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers.inferer import Inferer
+from monai.utils.type_conversion import convert_to_dst_type
+from torch import Tensor, nn
+
+from mvg_core.backends import TorchBackend
+from mvg_core.bundle.tensors import file_names, to_volumes
+from mvg_core.predict import Predictor
+from mvg_core.references import Reference
+from mvg_core.tasks import Task
+from mvg_core.volume import Volume
+
+
+class InContextInferer(Inferer):
+    """Answers volumes on their own grid with `Predictor.predict_volume`.
+
+    Args:
+        references: gives the solved examples and what they show, see `ReferenceSource`.
+        plane: see `Predictor.predict_volume`.
+        window: see `Predictor.predict_volume`.
+        settings: go to `Predictor`.
+    """
+
+    def __init__(self, references: Callable[[], tuple[list[Reference], Task]], *, plane: str = "auto",
+                 window: tuple[float, float] | None = None, **settings: Any) -> None:
+        super().__init__()
+        self.references, self._plane, self._window, self._settings = references, plane, window, settings
+        self._network: nn.Module | None = None
+        self._predictor: Predictor | None = None
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], hole: Tensor | None = None,  # type: ignore[override]
+                 **_: Any) -> Tensor:
+        """Answer a batch.
+
+        Args:
+            inputs: see `to_volumes`; in the units of their files.
+            network: a `CompactPainter`, also within DistributedDataParallel.
+            hole: masks of the shape of `inputs`, inpainting only.
+
+        Returns:
+            Of the shape and type of `inputs`, with their grid: label maps (uint8), or images (float32).
+
+        Raises:
+            PromptsError: no reference.
+            ValueError: another kind of network, or an image that cannot be answered; the message names its file.
+        """
+        references, task = self.references()
+        predictor = self._predictor_of(network, inputs.device)
+        images = to_volumes(inputs)
+        holes = [None] * len(images) if hole is None else [
+            image.with_array(one.detach().cpu().numpy().reshape(image.array.shape))
+            for image, one in zip(images, hole, strict=True)]
+        answers = [self._answer(predictor, *each, references, task)
+                   for each in zip(images, holes, file_names(inputs), strict=True)]
+        stacked = torch.from_numpy(np.stack(answers).reshape(inputs.shape))
+        return convert_to_dst_type(stacked, inputs, dtype=stacked.dtype)[0]  # type: ignore[return-value]
+
+    def _answer(self, predictor: Predictor, image: Volume, hole: Volume | None, name: str,
+                references: list[Reference], task: Task) -> np.ndarray:
+        window = None if self._window is None else (self._window[0], self._window[1])
+        try:
+            prediction = predictor.predict_volume(image, references, task, plane=self._plane, hole=hole, window=window)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        array = prediction.volume.array
+        return array if task.is_segmentation else array.astype(np.float32, copy=False)
+
+    def _predictor_of(self, network: Any, device: torch.device) -> Predictor:
+        network = getattr(network, "module", network)
+        if self._predictor is None or self._network is not network:
+            if not (hasattr(network, "encode") and hasattr(network, "config")):
+                raise ValueError(f"the network is a {type(network).__name__}, which cannot encode prompts on their "
+                                 "own: use the network_def of inference.json (exported ones are for other programs)")
+            self._predictor = Predictor(TorchBackend(network, str(device)), **self._settings)
+            self._network = network
+        return self._predictor
