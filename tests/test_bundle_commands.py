@@ -35,11 +35,14 @@ from tiny import tiny_network
 from mvg_core.backends import TorchBackend
 from mvg_core.bundle.command_line import _message, check_command_line
 from mvg_core.bundle.prompts_folder import add_case
+from mvg_core.bundle.references import ReferenceSource
+from mvg_core.bundle.scores import CaseScores
 from mvg_core.network.checkpoint import load_network, save_weights
 from mvg_core.network.config import NetworkConfig
 from mvg_core.predict import Predictor
 from mvg_core.references import Reference
 from mvg_core.tasks import Task
+from mvg_core.volume import Volume
 from mvg_core.volume_io import read_volume, write_volume
 
 SCHEMA = Path(__file__).parent / "bundle_schema.json"
@@ -390,6 +393,21 @@ def test_labels_with_two_meanings_are_not_scored(bundle: Path, data: Path, tmp_p
     items = [{key: str(data / f"{key}3.nii.gz") for key in ("image", "label")} | {"labels": {1: "kidney"}}]
     workflow = evaluation_of(bundle, items, tmp_path)
     assert "label 1 is 'kidney' in the datalist and 'block' in the references" in refusal(workflow.run)
+
+
+def test_a_truth_on_another_grid_is_not_scored(bundle: Path, data: Path, tmp_path: Path) -> None:
+    label = read_volume(data / "label3.nii.gz")
+    write_volume(Volume.from_array(label.array), tmp_path / "label.nii.gz")
+    items = [{"image": str(data / "image3.nii.gz"), "label": str(tmp_path / "label.nii.gz")}]
+    message = refusal(evaluation_of(bundle, items, tmp_path).run)
+    assert f"the answer to {data / 'image3.nii.gz'} and {tmp_path / 'label.nii.gz'} lie on different grids" in message
+
+
+def test_answers_to_other_images_are_not_scored(bundle: Path, data: Path, tmp_path: Path) -> None:
+    items = [{key: str(data / f"{key}3.nii.gz") for key in ("image", "label")}]
+    scores = CaseScores(items, ReferenceSource(bundle / "prompts"), tmp_path)
+    with pytest.raises(ValueError, match="is none of the items to be scored"):
+        scores.update([{"image": torch.zeros(1, 4, 4, 4), "pred": torch.zeros(1, 4, 4, 4)}])
 
 
 def test_an_item_without_answer_is_not_scored(bundle: Path, data: Path, tmp_path: Path) -> None:

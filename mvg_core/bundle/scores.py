@@ -16,7 +16,7 @@ from mvg_core.evaluation.pictures import image_strip, label_strip
 from mvg_core.evaluation.report import FILES, write_evaluation
 from mvg_core.evaluation.results import CaseResult, Score, by_subject, mean_of_known, metrics_of
 from mvg_core.evaluation.runner import CASES, Evaluation, read_label
-from mvg_core.evaluation.scoring import ScoringRules, check_one_grid, score_image, score_labels
+from mvg_core.evaluation.scoring import ScoringRules, score_image, score_labels
 from mvg_core.preview import write_picture
 from mvg_core.references import Reference, choose_axis, labels_in, whole_labels
 from mvg_core.tasks import Task
@@ -108,11 +108,11 @@ class CaseScores(Metric):
     def _labels(self, image: Volume, answer: Volume, item: Mapping[str, Any], case: Case, axis: int, task: Task
                 ) -> tuple[Sequence[Score], Sequence[str]]:
         truth = read_label(Path(item["label"]), case.merge)
-        check_one_grid(image, truth, (str(item["image"]), str(item["label"])))
         shown = self._shown(task)
         names = _agreed_names(case.labels or {}, task.labels, str(item["image"]))
         scored = {label: names.get(label, "") for label in shown if not case.labels or label in case.labels}
-        found = score_labels(answer, truth, ScoringRules(scored), axis=axis, names=("prediction", str(item["label"])))
+        files = f"the answer to {item['image']}", str(item["label"])
+        found = score_labels(answer, truth, ScoringRules(scored), axis=axis, names=files)
         missing = sorted((set(case.labels or labels_in(truth.array)) & labels_in(truth.array)) - set(shown))
         remarks = [f"not counted, because no reference shows it: label {label}" for label in missing]
         write_picture(label_strip(image, truth, answer, axis), self._picture(case))
@@ -122,7 +122,7 @@ class CaseScores(Metric):
                ) -> tuple[Sequence[Score], Sequence[str]]:
         target = read_volume(item["label"])
         scores = score_image(answer, target, task.kind, axis=axis, shown=image,
-                             names=("prediction", str(item["label"])))
+                             names=(f"the answer to {item['image']}", str(item["label"])))
         write_picture(image_strip(image, answer, target, axis, same_units=task.kind != "synthesis"),
                       self._picture(case))
         return scores, ()

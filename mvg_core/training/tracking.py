@@ -24,13 +24,14 @@ class Display:
         self.console = console or Console(soft_wrap=True, highlight=False, quiet=distributed.rank() != 0)
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
                    TimeRemainingColumn())
-        self._bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self._bar = Progress(*columns, console=self.console, transient=True)
         self._task = self._bar.add_task("", total=None)
 
     def start(self, done: int, total: int) -> None:
         """Show the bar."""
         self._bar.update(self._task, completed=done, total=total)
-        self._bar.start()
+        if self.console.is_terminal:
+            self._bar.start()
 
     def step(self, done: int, loss: float) -> None:
         """Move the bar."""
@@ -38,7 +39,8 @@ class Display:
 
     def stop(self) -> None:
         """Remove the bar."""
-        self._bar.stop()
+        if self.console.is_terminal:
+            self._bar.stop()
 
     def say(self, line: Mapping[str, Any]) -> None:
         """Print a line of the record."""
