@@ -227,7 +227,7 @@ def test_a_configuration_that_cannot_be_read_is_refused(tmp_path, state):
 
 
 def _without_a_bias(state: dict[str, Tensor]) -> None:
-    del state["correct.bias"]
+    del state["mix1.correct.bias"]
 
 
 def _with_a_stranger(state: dict[str, Tensor]) -> None:
@@ -235,7 +235,7 @@ def _with_a_stranger(state: dict[str, Tensor]) -> None:
 
 
 def _reshaped(state: dict[str, Tensor]) -> None:
-    state["correct.bias"] = torch.zeros(4)
+    state["mix1.correct.bias"] = torch.zeros(4)
 
 
 def _of_a_wider_network(state: dict[str, Tensor]) -> None:

@@ -68,6 +68,16 @@ def trace_of(trainer: HybridTrainer, until: int = 100) -> list[dict[str, float]]
     return trace
 
 
+def gradient_of_an_earlier_draw(trainer: HybridTrainer) -> list[float | None]:
+    """What is known of the gradient before the last draw of a step, by weight."""
+    learning = trainer.learner
+    draws = next(iter(EpisodeStream(tiny_bank(), trainer.config, rank=distributed.rank())))
+    (batch,) = learning._with_hidden(draws, 0)
+    with distributed.gradients(learning.objective, exchanged=False):
+        learning._backward(batch, None)
+    return [None if p.grad is None else float(p.grad.abs().sum()) for p in trainer.painter.parameters()]
+
+
 def play(out: Path) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
@@ -80,6 +90,8 @@ def play(out: Path) -> None:
     told["shares"] = [list(weight.shape), list(weight.to_local().shape)]  # type: ignore[operator]
     told["vit"] = trace_of(trainer)
     told["best"] = trainer.best
+    told["early_split"] = gradient_of_an_earlier_draw(make_trainer(out / "split", VIT))
+    told["early_whole"] = gradient_of_an_earlier_draw(make_trainer(out / "whole", COMPACT))
     (episodes,) = next(iter(EpisodeStream(tiny_bank(), COMPACT, rank=distributed.rank())))
     told["episodes"] = float(episodes.images.sum())
     told["agreed"] = distributed.agreed(f"process {distributed.rank()}")
@@ -153,6 +165,11 @@ def test_a_split_network_learns_what_a_whole_one_learns_and_resumes(folder, told
         assert each["cut"][2] == pytest.approx(each["vit"][0], rel=1e-6)
         assert each["best"] == pytest.approx(trainer.best, rel=1e-4)
         assert each["shares"] == [[32, 16], [16, 16]]
+
+
+def test_gradients_are_exchanged_once_a_step_however_many_draws_it_has(told):
+    assert all(set(each["early_split"]) == {None} for each in told)  # nothing was gathered yet
+    assert told[0]["early_whole"] != told[1]["early_whole"]  # each has its own
 
 
 def test_weights_of_a_split_network_load_in_one_process(folder, alone):

@@ -116,7 +116,9 @@ def test_dice_worked_by_hand():
     wrong = COLOURS[torch.tensor([[[1, 1], [2, 3]]])].movedim(-1, 1)
     assert episode_dice(wrong, truth, COLOURS[None], used).tolist() == pytest.approx([(1 + 1 + 0) / 3])
     two = torch.tensor([[True, True, True, False]])
-    assert episode_dice(wrong, truth, COLOURS[None], two).tolist() != pytest.approx([2 / 3])
+    violet = torch.tensor([0.6, 0, 0.7]).view(1, 3, 1, 1)  # nearest to 3, then to 1
+    assert episode_dice(violet, torch.tensor([[[1]]]), COLOURS[None], two).tolist() == [1.0]
+    assert episode_dice(violet, torch.tensor([[[1]]]), COLOURS[None], used).tolist() == pytest.approx([1 / 3])
 
 
 def test_every_episode_has_the_measures_of_its_kind(episodes):
