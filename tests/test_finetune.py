@@ -25,15 +25,18 @@ from mvg_core.network.checkpoint import load_network, save_weights
 from mvg_core.network.errors import CheckpointError
 from mvg_core.predict import Predictor
 from mvg_core.references import Reference
-from mvg_core.training.datalist import DatalistError
+from mvg_core.training.datalist import DatalistError, read_datalist
+from mvg_core.training.episodes import EpisodeSampler
 from mvg_core.training.finetune import (
     FinetuneConfig,
     Finetuned,
     StopAfter,
+    cut_cases,
     finetune,
     split_cases,
     training_config,
     usable_device,
+    validation_config,
 )
 from mvg_core.volume import Volume
 from mvg_core.volume_io import write_volume
@@ -53,11 +56,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def picture(seed: int) -> tuple[np.ndarray, np.ndarray]:
+def picture(seed: int, radius: float = 6) -> tuple[np.ndarray, np.ndarray]:
     """A bright disc on dark ground, as a thin volume, and where it is."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:32, :32] - rng.uniform(11, 21, 2)[:, None, None]
-    label = (y**2 + x**2 < 36).astype(np.uint8)[..., None]
+    label = (y**2 + x**2 < radius**2).astype(np.uint8)[..., None]
     return (50 + 120 * label + rng.normal(0, 4, label.shape)).astype(np.float32), label
 
 
@@ -255,6 +258,35 @@ def test_subjects_are_held_out_where_there_are_enough(tmp_path: Path) -> None:
     assert len(validation) == 1
     assert {item["subject"] for item in training} | {validation[0]["subject"]} == {f"Jane Doe {k}" for k in range(5)}
     assert len(training) == 4
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_held_out_queries_are_solved_from_prompts_that_are_learned_from(pairs: bool, tmp_path: Path) -> None:
+    items = []
+    for number in range(6):
+        image, label = picture(number, radius=9 if number < 3 else 4)
+        for kind, array in (("image", image), ("label", label)):
+            write_volume(Volume.from_array(array), tmp_path / f"{kind}{number}.nii.gz")
+        keys = ("source", "target") if pairs else ("image", "label")
+        files = [str(tmp_path / f"{kind}{number}.nii.gz") for kind in ("image", "label")]
+        items.append({**dict(zip(keys, files, strict=True)), "subject": str(number),
+                      "task": "synthesis" if pairs else "segmentation"})
+    bank, held_out = cut_cases(items[:3], items[3:], TINY.size)
+    assert len(bank.images) == (6 if pairs else 3)
+    stage = validation_config(training_config(CONFIG, items, TINY, torch.device("cpu")))
+    sampler = EpisodeSampler(held_out, stage.episodes, torch.Generator().manual_seed(0))
+    drawn = sampler.sample(16)
+    areas = (drawn.labels.amax(2) > 0.25).sum((2, 3))  # of any colour
+    assert areas.shape == (16, 2)
+    assert areas[:, 0].max() < 100 < areas[:, 1].min()  # pi 4^2 = 50 and pi 9^2 = 254, a little warped
+    own = EpisodeSampler(bank, stage.episodes, torch.Generator().manual_seed(0)).sample(16)
+    assert (own.labels.amax(2) > 0.25).sum((2, 3)).min() > 100
+
+
+def test_without_held_out_cases_the_slices_are_the_same(cases: Path) -> None:
+    items = read_datalist(cases, "training")
+    bank, held_out = cut_cases(items, items, TINY.size)
+    assert bank is held_out
 
 
 def test_with_few_subjects_all_are_learned_from(tmp_path: Path) -> None:

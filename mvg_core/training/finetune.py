@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
@@ -28,7 +29,7 @@ from mvg_core.training.adapters import add_adapters
 from mvg_core.training.augmentation import WarpConfig
 from mvg_core.training.bank import SliceBank
 from mvg_core.training.config import TrainingConfig
-from mvg_core.training.cutting import TARGET
+from mvg_core.training.cutting import TARGET, UNDIRECTED
 from mvg_core.training.datalist import files_of, read_datalists, split_by_subject
 from mvg_core.training.episodes import KINDS, EpisodeConfig
 from mvg_core.training.objective import HybridConfig
@@ -137,21 +138,20 @@ def finetune(weights: str | PathLike[str], datalist: Any, config: FinetuneConfig
     out, device = Path(out), usable_device(device)
     training, validation = split_cases(datalist)
     network = starting_network(weights, training, adapters=config.adapters, seed=config.seed)
-    dataset, native = SliceDataset(training, size=network.config.size), network.config
-    _check_enough(dataset.bank, training)
-    stage = training_config(config, training, native, device)
+    bank, held_out = cut_cases(training, validation, network.config.size)
+    _check_enough(bank, training)
+    stage = training_config(config, training, network.config, device)
     _claim(out, weights, config, training)
-    held_out = SliceDataset(validation, size=native.size) if validation != training else dataset
     handlers: list[Any] = [ValidateFirst(), *train_handlers]
     if config.minutes is not None:
         handlers.insert(0, StopAfter(config.minutes - (time.perf_counter() - started) / 60))
-    trainer = HybridTrainer(network, dataset, stage, out, device, train_handlers=handlers,
+    trainer = HybridTrainer(network, bank, stage, out, device, train_handlers=handlers,
                             validator=HybridEvaluator(network, held_out, validation_config(stage), device))
     trainer.run()
     scores = [line["score"] for line in _lines(out / "validation.jsonl")]
     found = Finetuned(out / RESULT, int(trainer.best["step"]), time.perf_counter() - started,
                       (scores[0], round(float(trainer.best["score"]), 5)), len(training),
-                      len(validation) if held_out is not dataset else 0)
+                      0 if held_out is bank else len(validation))
     _write_result(trainer.folder.best, found)
     return found
 
@@ -174,6 +174,37 @@ def split_cases(datalist: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any
         return training, validation
     subjects = {(item["dataset"], item["subject"]) for item in training}
     return split_by_subject(training, HELD_OUT_SHARE) if len(subjects) >= HELD_OUT_FROM else (training, training)
+
+
+def cut_cases(training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], size: int,
+              cache: Path | str | None = None) -> tuple[SliceBank, SliceBank]:
+    """Slices to learn from, and slices to choose the best weights with; the same, if nothing is held out.
+
+    From the second, held-out slices are drawn as queries and slices that are learned from as their prompts, as the
+    weights will be used. Two held-out subjects that served each other would not show what was learned of the others.
+
+    Args:
+        training: items to learn from.
+        validation: held-out items, or `training` again.
+        size: side of the slices in pixels.
+        cache: see `SliceDataset`.
+
+    Raises:
+        DatalistError: an item cannot be used.
+    """
+    if list(validation) == list(training):
+        bank = SliceDataset(training, size=size, cache=cache).bank
+        return bank, bank
+    dataset = SliceDataset([*training, *validation], size=size, cache=cache)
+    bank = dataset.bank
+    count = sum(len(stack["numbers"]) for index in range(len(training)) for stack in dataset[index]["stacks"])
+    columns = [field.name for field in dataclasses.fields(SliceBank) if field.name not in ("names", "weights")]
+    learned = dataclasses.replace(bank, **{name: getattr(bank, name)[:count] for name in columns})
+    # An episode begins with a prompt that is labelled, or the source of a pair; its query is of another subject.
+    known = np.arange(len(bank.images)) < count
+    return learned, dataclasses.replace(
+        bank, subject=np.where(known, 0, 1), labelled=bank.labelled & known,
+        direction=np.where(known | (bank.direction == TARGET), bank.direction, UNDIRECTED))
 
 
 def starting_network(weights: str | PathLike[str], items: Sequence[Mapping[str, Any]], *, adapters: int = 0,
@@ -229,13 +260,14 @@ def training_config(config: FinetuneConfig, items: Sequence[Mapping[str, Any]], 
 
 
 def validation_config(stage: TrainingConfig) -> TrainingConfig:
-    """The same stage for its validation: only the user's own tasks, whole slices, little moved."""
+    """The same stage for its validation: the user's own tasks, one prompt of another subject, little moved."""
     episodes = stage.episodes
     families = {"real": episodes.families["real"], "restoration": 0.0}
     if not families["real"]:
         families = {"restoration": 1.0}
     warp = WarpConfig(zoom=1.2, rotation_deg=4, shift=0.02, scale=0.05, jitter=0.5, elastic=0.0, flip=0.0)
-    return dataclasses.replace(stage, episodes=dataclasses.replace(episodes, families=families, warp=warp, pairs=1.0))
+    return dataclasses.replace(stage, episodes=dataclasses.replace(
+        episodes, families=families, warp=warp, pairs=1.0, same_subject=0.0, prompts=(1.0,)))
 
 
 class ValidateFirst:
