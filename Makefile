@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint typecheck check-size train benchmark-speed benchmark-demo benchmark-throughput \
-	benchmark-tuning docs clean
+	benchmark-tuning benchmark-volume package docs clean
 
 # The first Python that can make a virtual environment; 3.11 first, because the requirements were pinned with it.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
@@ -74,6 +74,12 @@ benchmark-throughput: venv  ## samples per second, where the time goes, memory, 
 
 benchmark-tuning: venv  ## what test-time tuning and fine-tuning give on ../shared/data
 	$(BIN)/python benchmarks/tuning.py --data $(TRAINING_DATA) $(ARGS)
+
+benchmark-volume: venv  ## cost of slices, prompts, sizes, backends and precisions; peak memory (five minutes)
+	$(BIN)/python benchmarks/volume_cost.py $(ARGS)
+
+package: venv  ## dist/: wheel and source distribution, with ONNX files so that the wheel predicts without PyTorch
+	$(BIN)/python scripts/package.py $(ARGS)
 
 docs: venv  ## write docs/reference/cli.md from the command line itself
 	$(BIN)/python -m typer mvg_core.cli utils docs --name mvg --title "Command line" --output docs/reference/cli.md

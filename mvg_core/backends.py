@@ -9,13 +9,15 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from mvg_core.weights import WeightsError, file_sha256, find_weights, onnx_folders
+from mvg_core.precision import Precision, checked_precision, torch_precision
+from mvg_core.weights import WeightsError, check_checksum, checksum_record, file_sha256, find_weights, onnx_folders
 
 BackendChoice = Literal["auto", "torch", "onnx"]
 Encoded = Any
@@ -56,8 +58,8 @@ class Backend(Protocol):
         """Encode one prompt, image (H, W) and painted label (H, W, 3) in [0, 1]."""
         ...
 
-    def merge(self, encoded: Sequence[Encoded]) -> Encoded:
-        """What several encoded prompts say together."""
+    def merge(self, encoded: Sequence[Encoded], weights: Sequence[float] | None = None) -> Encoded:
+        """What several encoded prompts say together; `weights` (above 0) say how much each counts."""
         ...
 
     def paint(self, queries: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArray[np.float32]:
@@ -72,14 +74,19 @@ class TorchBackend:
         network: a `CompactPainter`.
         device: torch device; `auto` takes a GPU if there is one.
         checkpoint_sha256: of its weight file.
+        precision: see `Precision`; the weights stay in single precision.
+
+    Attributes:
+        precision: in which it computes, `fp32` or `bf16`.
 
     Raises:
-        ValueError: the device cannot be used.
+        ValueError: the device cannot be used, or not in this precision.
     """
 
     name = "torch"
 
-    def __init__(self, network: Any, device: str = "auto", checkpoint_sha256: str = "") -> None:
+    def __init__(self, network: Any, device: str = "auto", checkpoint_sha256: str = "",
+                 precision: Precision = "fp32") -> None:
         import torch
 
         if device == "auto":
@@ -90,6 +97,7 @@ class TorchBackend:
             self._network = network.eval().to(self.device, memory_format=torch.channels_last)
         except (RuntimeError, AssertionError) as error:
             raise _unusable(device, str(error).splitlines()[0]) from error
+        self.precision: Precision = torch_precision(precision, self.device)
         self.size = int(network.config.size)
         self.card: dict[str, Any] = dict(network.card)
         self.checkpoint_sha256 = checkpoint_sha256
@@ -104,26 +112,31 @@ class TorchBackend:
         import torch
 
         _check_side(image.shape)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._autocast():
             images = self._tensor(image)[None, None, None]
             labels = self._tensor(np.moveaxis(label, -1, 0))[None, None]
             return self._network.encode(images, labels)
 
-    def merge(self, encoded: Sequence[Encoded]) -> Encoded:
-        """Join tokens, add codebooks."""
+    def merge(self, encoded: Sequence[Encoded], weights: Sequence[float] | None = None) -> Encoded:
+        """Join tokens, add codebooks; weights apply to codebooks."""
         import torch
 
         with torch.inference_mode():
-            return _merged(encoded, N_CODEBOOKS, lambda parts: torch.cat(parts, dim=2))
+            return _merged(encoded, N_CODEBOOKS, weights, lambda parts: torch.cat(parts, dim=2))
 
     def paint(self, queries: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArray[np.float32]:
         """Paint the labels of queries."""
         import torch
 
         _check_side(queries.shape)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._autocast():
             painted = self._network.paint(self._tensor(queries)[:, None], encoded)
         return painted.permute(0, 2, 3, 1).float().cpu().numpy()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        import torch
+
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def _tensor(self, array: npt.NDArray[np.float32]) -> Any:
         import torch
@@ -135,7 +148,7 @@ class OnnxBackend:
     """The network in ONNX Runtime, from the two files that `mvg export-onnx` writes.
 
     Args:
-        folder: holds the files.
+        folder: holds the files and the records of their checksums.
         device: `auto`, `cpu` or `cuda`; `auto` takes a GPU if this build of ONNX Runtime can use one.
         threads: most CPU threads; None leaves the choice to ONNX Runtime.
 
@@ -145,6 +158,7 @@ class OnnxBackend:
     """
 
     name = "onnxruntime"
+    precision: Precision = "fp32"
 
     def __init__(self, folder: Path, device: str = "auto", threads: int | None = None) -> None:
         providers = _onnx_providers(device)
@@ -165,10 +179,10 @@ class OnnxBackend:
         return self._prompt.run(self._names, {"image": _float32(image)[None, None, None],
                                               "label": _float32(np.moveaxis(label, -1, 0))[None, None]})
 
-    def merge(self, encoded: Sequence[Encoded]) -> Encoded:
-        """Join tokens, add codebooks."""
+    def merge(self, encoded: Sequence[Encoded], weights: Sequence[float] | None = None) -> Encoded:
+        """Join tokens, add codebooks; weights apply to codebooks."""
         n_sums = sum(name.startswith(ONNX_SUM) for name in self._names)
-        return _merged(encoded, n_sums, lambda parts: np.concatenate(parts, axis=2))
+        return _merged(encoded, n_sums, weights, lambda parts: np.concatenate(parts, axis=2))
 
     def paint(self, queries: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArray[np.float32]:
         """Paint the labels of queries."""
@@ -180,7 +194,7 @@ class OnnxBackend:
 
 
 def load_backend(name_or_path: str | os.PathLike[str] = "mvg_compact", *, backend: BackendChoice = "auto",
-                 device: str = "auto", threads: int | None = None) -> Backend:
+                 device: str = "auto", threads: int | None = None, precision: Precision = "auto") -> Backend:
     """The backend for a weight file.
 
     Args:
@@ -189,18 +203,22 @@ def load_backend(name_or_path: str | os.PathLike[str] = "mvg_compact", *, backen
             PyTorch if it is installed.
         device: `auto`, `cpu`, `cuda`, ...
         threads: most CPU threads; None leaves the choice to the package.
+        precision: `fp32`, `bf16` (PyTorch only), or `auto`: bfloat16 where the processor is faster with it.
 
     Raises:
         MissingBackendError: the package is not installed, or neither of them.
         WeightsError, CheckpointError: the weights are missing, damaged or of another kind.
-        ValueError: unknown backend, or a device that cannot be used.
+        ValueError: unknown backend or precision, or a device that cannot be used.
     """
-    backend = _available(backend)
+    backend, precision = _available(backend), checked_precision(precision)
+    if backend == "onnx" and precision == "bf16":
+        raise ValueError("precision 'bf16' needs PyTorch: use 'auto' or 'fp32' with ONNX Runtime, or the backend "
+                         "'torch'")
     path = find_weights(name_or_path)
-    return _load_torch(path, device, threads) if backend == "torch" else _load_onnx(path, device, threads)
+    return _load_torch(path, device, threads, precision) if backend == "torch" else _load_onnx(path, device, threads)
 
 
-def _load_torch(path: Path, device: str, threads: int | None) -> TorchBackend:
+def _load_torch(path: Path, device: str, threads: int | None, precision: Precision) -> TorchBackend:
     import torch
 
     from mvg_core.network.checkpoint import load_network
@@ -212,7 +230,7 @@ def _load_torch(path: Path, device: str, threads: int | None) -> TorchBackend:
     if network.config.architecture != "compact":
         raise CheckpointError(f"{path} holds a {network.config.architecture!r} network: prediction needs a 'compact' "
                               "one, which encodes prompts on their own")
-    return TorchBackend(network, device, file_sha256(path))
+    return TorchBackend(network, device, file_sha256(path), precision)
 
 
 def _load_onnx(path: Path, device: str, threads: int | None) -> OnnxBackend:
@@ -273,6 +291,10 @@ def _onnx_session(path: Path, providers: list[str], threads: int | None) -> Any:
         options.intra_op_num_threads = threads
     if not path.is_file():
         raise WeightsError(f"{path} is missing: run `mvg export-onnx` (where PyTorch is installed)")
+    if not checksum_record(path).is_file():
+        raise WeightsError(f"{checksum_record(path)} is missing, so {path.name} cannot be checked: copy it too, or run "
+                           "`mvg export-onnx` again")
+    check_checksum(path, "Run `mvg export-onnx` again (where PyTorch is installed), or install the package again")
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # its errors have no common class
@@ -280,11 +302,15 @@ def _onnx_session(path: Path, providers: list[str], threads: int | None) -> Any:
                            ) from error
 
 
-def _merged(encoded: Sequence[Encoded], n_sums: int, join: Callable[[tuple], Any]) -> Encoded:
+def _merged(encoded: Sequence[Encoded], n_sums: int, weights: Sequence[float] | None, join: Callable[[tuple], Any]
+            ) -> Encoded:
     """Several encoded prompts as one: tokens joined, the last `n_sums` tensors added up."""
     if len(encoded) == 1:
         return encoded[0]
     parts = list(zip(*encoded, strict=True))
+    if weights is not None:
+        parts[-n_sums:] = [tuple(one * weight for one, weight in zip(each, weights, strict=True))
+                           for each in parts[-n_sums:]]
     return [join(each) for each in parts[:-n_sums]] + [sum(each[1:], each[0]) for each in parts[-n_sums:]]
 
 

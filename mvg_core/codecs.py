@@ -12,7 +12,7 @@ Sources:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -264,6 +264,14 @@ def label_groups(labels: Iterable[int], per_pass: int = MAX_LABELS_PER_PASS) -> 
     n_groups = -(-len(numbers) // per_pass)
     edges = [len(numbers) * k // n_groups for k in range(n_groups + 1)] if n_groups else [0]
     return [numbers[start:stop] for start, stop in itertools.pairwise(edges)]
+
+
+def restricted(codec: LabelCodec, shown: Collection[int]) -> LabelCodec | None:
+    """The codec without labels that are not shown, whose colours could only be hit by mistake; None without any."""
+    rows = [row for row, label in enumerate(codec.labels) if label in shown]
+    if not rows:
+        return None
+    return LabelCodec(tuple(codec.labels[row] for row in rows), codec.colours[[0, *(row + 1 for row in rows)]])
 
 
 def merge_groups(

@@ -12,19 +12,29 @@ import os
 import platform
 import time
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mvg_core import __version__
 from mvg_core.backends import Backend, BackendChoice, Encoded, load_backend
-from mvg_core.codecs import ImageCodec, LabelCodec, PaletteKind, label_groups, merge_groups
+from mvg_core.codecs import (
+    MAX_LABELS_PER_PASS,
+    ImageCodec,
+    LabelCodec,
+    PaletteKind,
+    label_groups,
+    merge_groups,
+    restricted,
+)
 from mvg_core.intensity import IntensityScaling, check_finite, looks_like_ct
+from mvg_core.memory import Work, room
+from mvg_core.precision import Precision
 from mvg_core.prompts import Prompt, Support, nearest
+from mvg_core.recent import Recent
 from mvg_core.references import (
     PromptSource,
     Reference,
@@ -79,7 +89,10 @@ class Predictor:
         n_prompts: most prompts that serve one slice, the nearest in position.
         palette: colours of segmentations, see `codecs.palette`.
         cached_prompts: encoded prompts kept for reuse, where one slice does not need more (prompts x label groups).
-        block: most slices of native size painted at once, fewer of larger ones; more is faster on a GPU.
+        block: most slices of native size painted at once, fewer of larger ones; more is faster on a GPU. None: 8, on a
+            CPU 4, which is as fast there and takes half the memory.
+        max_memory_mb: most memory (10^6 bytes) that the process may take: fewer slices are then painted at once and
+            fewer prompts kept encoded, and what does not fit is refused before it begins.
         tuning: tunes a copy of the network on the prompts of every call first, which costs seconds to minutes and may
             help or hurt; None leaves the network as it is, a number stands for so many steps.
 
@@ -88,25 +101,57 @@ class Predictor:
     """
 
     def __init__(self, backend: Backend, *, n_prompts: int = 3, palette: PaletteKind = "wide",
-                 cached_prompts: int = 32, block: int = BLOCK, tuning: TuningConfig | int | None = None) -> None:
-        for name, number in (("n_prompts", n_prompts), ("cached_prompts", cached_prompts), ("block", block)):
+                 cached_prompts: int = 32, block: int | None = None, tuning: TuningConfig | int | None = None,
+                 max_memory_mb: float | None = None) -> None:
+        if block is None:
+            block = BLOCK // 2 if str(getattr(backend, "device", "cpu")) == "cpu" else BLOCK
+        for name, number in (("n_prompts", n_prompts), ("cached_prompts", cached_prompts), ("block", block),
+                             ("max_memory_mb", 1 if max_memory_mb is None else max_memory_mb)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         self.backend = backend
         self.palette: PaletteKind = palette
         self.n_prompts, self.cached_prompts, self.block = n_prompts, cached_prompts, block
         self.tuning = TuningConfig(tuning) if isinstance(tuning, int) else tuning
+        self.max_memory_mb = max_memory_mb
         self.tuned: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str] = "mvg_compact", *, backend: BackendChoice = "auto",
-             device: str = "auto", threads: int | None = None, **settings: Any) -> Predictor:
+             device: str = "auto", threads: int | None = None, precision: Precision = "auto", **settings: Any
+             ) -> Predictor:
         """Load weights by name or path; `settings` go to the constructor, the rest to `load_backend`.
 
         Raises:
             MissingBackendError, WeightsError, CheckpointError: see `load_backend`.
         """
-        return cls(load_backend(name_or_path, backend=backend, device=device, threads=threads), **settings)
+        return cls(load_backend(name_or_path, backend=backend, device=device, threads=threads, precision=precision),
+                   **settings)
+
+    def within_memory(self, side: int, voxels: int, n_labels: int = 1) -> Predictor:
+        """A predictor that stays below `max_memory_mb`; this one if there is no limit.
+
+        Args:
+            side: of the slices that will be painted, in pixels.
+            voxels: of the answer.
+            n_labels: that will be painted.
+
+        Raises:
+            ValueError: it cannot be done in so little memory.
+        """
+        if self.max_memory_mb is None:
+            return self
+        if self.tuning is not None:
+            raise ValueError("the memory that tuning takes cannot be limited: leave out tuning, or the limit "
+                             "(--max-memory)")
+        work = Work(self.backend.name, getattr(self.backend, "precision", "fp32"), side, self.n_prompts,
+                    max(1, -(-n_labels // MAX_LABELS_PER_PASS)), voxels)
+        fits = room(self.max_memory_mb, work, block=self.block, cached_prompts=self.cached_prompts)
+        twin = copy.copy(self)
+        # Blocks are counted in slices of native size, see `_Painter`.
+        larger = max(1, side**2 // self.backend.size**2)
+        twin.block, twin.cached_prompts = min(self.block, fits.block * larger), fits.cached_prompts
+        return twin
 
     def predict_slices(self, queries: npt.NDArray[np.floating], support: Support,
                        positions: Sequence[float] | None = None) -> tuple[npt.NDArray, npt.NDArray | None]:
@@ -208,26 +253,6 @@ def labels_of(prompt: Prompt) -> set[int]:
 
 # --- painting slices ---
 
-_T = TypeVar("_T")
-
-
-class _Recent(Generic[_T]):
-    """Keeps the last few things that were made."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: OrderedDict[Hashable, _T] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """What was made for the key, or make it now."""
-        if key not in self._kept:
-            self._kept[key] = make()
-            if len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-
 class _Painter:
     """Cuts and encodes prompts when they are needed, and paints slices with the nearest of them.
 
@@ -249,9 +274,9 @@ class _Painter:
         self._codecs = [LabelCodec.for_labels(group, predictor.palette) for group in label_groups(sorted(labels))]
         n_groups = max(1, len(self._codecs))
         # A slice is painted group by group: with less room, its prompts would be encoded again for the next slice.
-        self._encoded: _Recent[Encoded] = _Recent(max(predictor.cached_prompts, predictor.n_prompts * n_groups))
-        self._merged: _Recent[Encoded] = _Recent(n_groups)
-        self._prompts: _Recent[Prompt] = _Recent(predictor.n_prompts)
+        self._encoded: Recent[Encoded] = Recent(max(predictor.cached_prompts, predictor.n_prompts * n_groups))
+        self._merged: Recent[Encoded] = Recent(n_groups)
+        self._prompts: Recent[Prompt] = Recent(predictor.n_prompts)
         self._labels: dict[int, set[int]] = {}
 
     def blocks(self, numbers: Iterable[int], positions: Sequence[float | None]) -> Iterator[tuple[list[int],
@@ -271,7 +296,7 @@ class _Painter:
         """For each group with labels that the prompts show: probabilities (B, S, S, 1 + L) and their codec."""
         shown = set().union(*(self._labels_of(index) for index in prompts))
         for group, codec in enumerate(self._codecs):
-            known = _restricted(codec, shown)
+            known = restricted(codec, shown)
             if known is not None:
                 yield known.probabilities(self._painted(queries, prompts, group)), known
 
@@ -299,14 +324,6 @@ class _Painter:
         if index not in self._labels:
             self._labels[index] = labels_of(self._prompt(index))
         return self._labels[index]
-
-
-def _restricted(codec: LabelCodec, shown: Collection[int]) -> LabelCodec | None:
-    """The codec without labels that are not shown, whose colours could only be hit by mistake; None without any."""
-    rows = [row for row, label in enumerate(codec.labels) if label in shown]
-    if not rows:
-        return None
-    return LabelCodec(tuple(codec.labels[row] for row in rows), codec.colours[[0, *(row + 1 for row in rows)]])
 
 
 def _decide(probabilities: npt.NDArray[np.float32], codec: LabelCodec) -> Labels:
@@ -347,8 +364,8 @@ class _VolumeRun:
                  plane: str | int, hole: Volume | None, window: tuple[float, float] | None,
                  progress: Progress | None) -> None:
         self.query, self.task, self._backend, self._progress = query, task, predictor.backend, progress
-        self._hole = _checked_hole(hole, query, task)
-        self._scaling, is_ct = _look_at(query, self._hole, task, window)
+        self._hole = checked_hole(hole, query, task)
+        self._scaling, is_ct = look_at(query, self._hole, task, window)
         references = [reference.checked(task) for reference in references]
         self._own = [reference.is_part_of(query) for reference in references]
         axis = choose_axis(references, query.geometry, task, plane)
@@ -357,13 +374,14 @@ class _VolumeRun:
         self._slots = [(source, number) for source in self._sources for number in source.numbers]
         if not self._slots:
             raise ValueError("the references hold no solved slice: label at least one")
-        self.warnings = _modality_warnings(is_ct, references)
+        self.warnings = modality_warnings(is_ct, references)
         predictor, self._steps = self._tune(predictor)
         self.tuned = predictor.tuned
+        labels = set[int]().union(*(source.labels for source in self._sources))
+        predictor = predictor.within_memory(self.plan.size, query.array.size, len(labels))
         self._painter = _Painter(predictor, task, self.plan.size,
                                  [at for source in self._sources for at in source.positions],
-                                 lambda index: self._slots[index][0].cut(self._slots[index][1]),
-                                 set().union(*(source.labels for source in self._sources)))
+                                 lambda index: self._slots[index][0].cut(self._slots[index][1]), labels)
 
     def segment(self) -> tuple[Volume, Volume]:
         """Label map and confidence."""
@@ -411,11 +429,11 @@ class _VolumeRun:
 
     def _source(self, reference: Reference, plan: SlicePlan, own: bool, window: tuple[float, float] | None
                 ) -> PromptSource:
-        scaling = self._scaling if own else _scaling(reference.image.array, self.task, window)
+        scaling = self._scaling if own else scaling_for(reference.image.array, self.task, window)
         label_scaling = None
         if self.task.kind == "synthesis":
             check_not_constant(reference.label.array, f"{reference.name} label")
-            label_scaling = _scaling(reference.label.array, self.task, None)
+            label_scaling = scaling_for(reference.label.array, self.task, None)
         elif not self.task.is_segmentation:
             label_scaling = scaling
         return PromptSource(reference, plan, self.task, scaling, label_scaling)
@@ -509,7 +527,13 @@ def _at_own_resolution(fit: SlicePlan) -> SlicePlan:
     return replace(fit, size=size, spacing_mm=longest_mm / size)
 
 
-def _checked_hole(hole: Volume | None, query: Volume, task: Task) -> npt.NDArray[np.bool_] | None:
+def checked_hole(hole: Volume | None, query: Volume, task: Task) -> npt.NDArray[np.bool_] | None:
+    """The hole of an inpainting task as a mask; None for other tasks.
+
+    Raises:
+        GeometryError: it lies on another grid than the query.
+        ValueError: it is missing, empty, or belongs to no such task.
+    """
     if task.kind != "inpainting":
         if hole is not None:
             raise ValueError(f"a hole belongs to inpainting, not to {task.kind}: leave it out")
@@ -522,7 +546,7 @@ def _checked_hole(hole: Volume | None, query: Volume, task: Task) -> npt.NDArray
     return hole_mask(hole.array, "the hole")
 
 
-def _look_at(query: Volume, hole: npt.NDArray[np.bool_] | None, task: Task, window: tuple[float, float] | None
+def look_at(query: Volume, hole: npt.NDArray[np.bool_] | None, task: Task, window: tuple[float, float] | None
              ) -> tuple[IntensityScaling, bool]:
     """How the visible voxels of a query are scaled, and whether they look like CT."""
     visible = query.array if hole is None else query.array[~hole]
@@ -530,16 +554,18 @@ def _look_at(query: Volume, hole: npt.NDArray[np.bool_] | None, task: Task, wind
         raise ValueError("the hole covers the whole query: leave some of it visible")
     check_finite(visible, "query")
     check_not_constant(visible, "the query")
-    return _scaling(visible, task, window), looks_like_ct(visible)
+    return scaling_for(visible, task, window), looks_like_ct(visible)
 
 
-def _scaling(voxels: npt.NDArray, task: Task, window: tuple[float, float] | None) -> IntensityScaling:
+def scaling_for(voxels: npt.NDArray, task: Task, window: tuple[float, float] | None) -> IntensityScaling:
+    """How an image is scaled to [0, 1] for a task."""
     if window is None and not task.is_segmentation and looks_like_ct(voxels):
         window = CT_IMAGE_WINDOW_HU
     return IntensityScaling.for_volume(voxels, window=window)
 
 
-def _modality_warnings(is_ct: bool, references: Sequence[Reference]) -> list[str]:
+def modality_warnings(is_ct: bool, references: Sequence[Reference]) -> list[str]:
+    """A sentence for every reference that seems to be of another modality than the query."""
     here, there = ("CT", "not CT") if is_ct else ("not CT", "CT")
     return [f"the query looks like {here}, {reference.name} like {there}: results across modalities are poor, use a "
             "reference of the query's modality" for reference in references

@@ -249,7 +249,7 @@ class PromptSource:
 
     def cut(self, number: int) -> Prompt:
         """The prompt of one slice."""
-        image = scaled_slices(self.plan, self.reference.image.array, [number], self.image_scaling)[0]
+        image = scaled_slices(self.plan, self._shown(number), [number], self.image_scaling)[0]
         if self.label_scaling is None:
             label = self.plan.extract_label(self.reference.label.array, number)[0]
         else:
@@ -261,6 +261,16 @@ class PromptSource:
             image = np.where(hole, np.float32(0), image)
         return Prompt(image=image, label=label, subject=self.reference.name, hole=hole,
                       position_mm=float(self.plan.relative_positions[number]))
+
+    def _shown(self, number: int) -> npt.NDArray:
+        """The image (I, J, K), with its own hole black in this slice; other slices are not to be looked at then."""
+        image = self.reference.image.array
+        if self.task.kind != "inpainting" or self.reference.hole is None:
+            return image
+        # Blanked before it is resampled, or what is in the hole would shine through at its edge.
+        part, hole = (np.moveaxis(array, self.plan.axis, 0)[number] for array in (image, self.reference.hole.array))
+        blanked = np.where(hole, self.image_scaling.low, part)
+        return np.moveaxis(np.broadcast_to(blanked, (self.plan.n_slices, *blanked.shape)), 0, self.plan.axis)
 
 
 def cut_prompts(reference: Reference, plan: SlicePlan, task: Task, image_scaling: IntensityScaling,

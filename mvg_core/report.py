@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,6 +21,7 @@ from uuid import uuid4
 import yaml
 
 from mvg_core import __version__
+from mvg_core.clinical.terminology import Terminology
 from mvg_core.tasks import MAX_LABEL
 from mvg_core.volume_io import VolumeWriteError
 
@@ -136,12 +138,22 @@ def peak_memory_mb() -> float | None:
 # ------------------------------------------------------------------------------------------------------------ names
 
 
+@dataclass(frozen=True)
+class _Names:
+    """What a file of names says, each by the number of the label."""
+
+    names: dict[int, str] = field(default_factory=dict)
+    colours: dict[int, Colour] = field(default_factory=dict)
+    terminology: dict[int, Terminology] = field(default_factory=dict)
+
+
 def read_names(path: Path) -> tuple[dict[int, str], dict[int, Colour]]:
     """Names and colours of labels.
 
     Args:
-        path: JSON or YAML that maps numbers to names; otherwise a text of lines `number name [red green blue
-            [opacity]]` as 3D Slicer's color tables (.ctbl, .txt) have, `#` starting a comment.
+        path: JSON or YAML that maps numbers to names, or to {"name": ..., "color": [red, green, blue], "terminology":
+            ...} (see `read_terminology`); otherwise a text of lines `number name [red green blue [opacity]]` as 3D
+            Slicer's color tables (.ctbl, .txt) have, `#` starting a comment.
 
     Returns:
         Label number -> name, and label number -> colour (0 to 255) where one is given. Numbers above 255 are left out:
@@ -150,33 +162,65 @@ def read_names(path: Path) -> tuple[dict[int, str], dict[int, Colour]]:
     Raises:
         NamesError: missing file, or something else in it; says in which line.
     """
+    read = _read_names(path)
+    return read.names, read.colours
+
+
+def read_terminology(path: Path) -> dict[int, Terminology]:
+    """The coded terms of labels, where a file of names (JSON or YAML) gives them; see `Terminology.from_mapping`.
+
+    Raises:
+        NamesError: see `read_names`.
+    """
+    return _read_names(path).terminology
+
+
+def _read_names(path: Path) -> _Names:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise NamesError(f"{path}: the names cannot be read ({error}): give a JSON, YAML or text file") from error
     if path.suffix.lower() in (".json", ".yaml", ".yml"):
-        names, colours = _names_of_mapping(path, text), {}
+        read = _names_of_mapping(path, text)
     else:
-        names, colours = _names_of_table(path, text)
-    if not names:
+        read = _Names(*_names_of_table(path, text))
+    if not read.names:
         raise NamesError(f"{path}: holds no names: write, for example, {{\"1\": \"liver\"}}")
-    return names, colours
+    return read
 
 
-def _names_of_mapping(path: Path, text: str) -> dict[int, str]:
+def _names_of_mapping(path: Path, text: str) -> _Names:
     try:
         content = yaml.safe_load(text)  # JSON is YAML too
     except yaml.YAMLError as error:
         raise NamesError(f"{path}: is neither JSON nor YAML ({str(error).splitlines()[0]}): correct it") from error
     if not isinstance(content, Mapping):
         raise NamesError(f"{path}: holds a {type(content).__name__}, needed numbers with names: {{\"1\": \"liver\"}}")
-    names = {}
-    for number, name in content.items():
-        if not str(number).isdecimal() or not isinstance(name, str):
-            raise NamesError(f"{path}: {number!r}: {name!r} is no label number with its name, such as \"1\": \"liver\"")
+    read = _Names()
+    for number, entry in content.items():
+        known = {"name": entry} if isinstance(entry, str) else entry
+        named = isinstance(known, Mapping) and isinstance(known.get("name"), str)
+        if not str(number).isdecimal() or not named or not set(known) <= {"name", "color", "terminology"}:
+            raise NamesError(f"{path}: {number!r}: {entry!r} is no label number with its name, such as \"1\": "
+                             "\"liver\" or \"1\": {\"name\": \"liver\", \"color\": [221, 130, 101]}")
         if int(number) <= MAX_LABEL:
-            names[int(number)] = name
-    return names
+            _take_entry(path, read, int(number), known)
+    return read
+
+
+def _take_entry(path: Path, read: _Names, number: int, entry: Mapping[str, Any]) -> None:
+    read.names[number] = entry["name"]
+    colour = entry.get("color")
+    if colour is not None:
+        whole = isinstance(colour, list) and all(type(value) is int and 0 <= value <= 255 for value in colour)
+        if not whole or len(colour) != 3:
+            raise NamesError(f"{path}: label {number}: color is {colour!r}, needed [red, green, blue], each 0 to 255")
+        read.colours[number] = (colour[0], colour[1], colour[2])
+    if entry.get("terminology") is not None:
+        try:
+            read.terminology[number] = Terminology.from_mapping(entry["terminology"])
+        except ValueError as error:
+            raise NamesError(f"{path}: label {number}: {error}") from error
 
 
 def _names_of_table(path: Path, text: str) -> tuple[dict[int, str], dict[int, Colour]]:

@@ -23,6 +23,8 @@ import numpy as np
 from mvg_core.volume import Geometry, Plane
 
 DEFAULT_SIZE = 192
+THICK = 2.0
+"""Slices further apart than this multiple of the larger voxel side in them are thick."""
 
 # A side that drifts less than this over its whole length (in pixels) is not worth blurring the image for.
 _NEGLIGIBLE_DRIFT = 0.01
@@ -431,9 +433,10 @@ class _Side:
 def choose_plane(geometry: Geometry, label: np.ndarray | None = None) -> int:
     """The index axis along which slices should be taken, from a reference label map or the grid alone.
 
-    An axis with one voxel always wins: the volume is a picture. Otherwise it is the axis in which the label fills the
-    smallest share of the slices, where a label on one single slice decides (somebody drew on that slice). Without
-    foreground, and for ties: the axis with the largest spacing, and of equal ones axial, coronal, sagittal.
+    An axis with one voxel always wins: the volume is a picture. Next wins a label on one single slice: somebody drew on
+    it. Thick slices, more than twice as far apart as the voxels in them, are taken as they were acquired. Otherwise it
+    is the axis in which the label fills the smallest share of the slices. Without foreground, and for ties: the axis
+    with the largest spacing, and of equal ones axial, coronal, sagittal.
 
     Args:
         geometry: the volume's grid.
@@ -454,7 +457,7 @@ def choose_plane(geometry: Geometry, label: np.ndarray | None = None) -> int:
 
 
 def _axes_of_fewest_slices(geometry: Geometry, label: np.ndarray, candidates: list[int]) -> list[int]:
-    """The candidates in which the label fills the smallest share of slices; all of them when it is empty."""
+    """The candidates that the label decides for; all of them when it is empty, or leaves it to thick slices."""
     if np.shape(label) != geometry.shape:
         raise ValueError(f"label map has shape {np.shape(label)}, its grid {geometry.shape}: they must be the same")
     foreground = np.asarray(label) != 0
@@ -463,6 +466,9 @@ def _axes_of_fewest_slices(geometry: Geometry, label: np.ndarray, candidates: li
         others = tuple(other for other in range(3) if other != axis)
         filled.append(int(np.count_nonzero(foreground.any(axis=others))))
     if not any(filled):
+        return candidates
+    spacing_mm = geometry.spacing_mm
+    if 1 not in filled and max(spacing_mm) > THICK * sorted(spacing_mm)[1]:
         return candidates
     share = {axis: 0.0 if filled[axis] == 1 else filled[axis] / geometry.shape[axis] for axis in candidates}
     return [axis for axis in candidates if share[axis] == min(share.values())]

@@ -106,7 +106,7 @@ def tuned_backend(backend: Backend, support: Support, config: TuningConfig, *, p
     chosen = thinned(support.prompts, config.most_prompts)
     network, losses = tune_network(backend.network, lessons(chosen, support, palette), config, n_prompts=n_prompts,
                                    progress=progress)
-    tuned = TorchBackend(network, str(backend.device), backend.checkpoint_sha256)
+    tuned = TorchBackend(network, str(backend.device), backend.checkpoint_sha256, backend.precision)
     fifth = max(1, len(losses) // 5)
     return tuned, {"steps": config.steps, "prompts": len(chosen), "adapters": config.adapters,
                    "seconds": round(time.perf_counter() - started, 2),

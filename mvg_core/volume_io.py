@@ -132,6 +132,20 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, overwrite: boo
     write = _WRITERS.get(_suffix(path))
     if write is None:
         raise VolumeWriteError(f"{path}: cannot write this kind of file: choose {', '.join(_WRITERS)}")
+    write_whole(path, lambda temporary: write(volume, temporary), overwrite=overwrite)
+
+
+def write_whole(path: Path, write: Callable[[Path], None], *, overwrite: bool = False) -> None:
+    """Let `write` write a file so that `path` either holds all of it or is untouched.
+
+    Args:
+        path: the file to be.
+        write: is given another name in the same folder, with the same suffix.
+        overwrite: replace an existing file.
+
+    Raises:
+        VolumeWriteError: existing file, folder missing or not writable, `write` failed.
+    """
     if path.is_dir():
         raise VolumeWriteError(f"{path} is a folder: give the name of a file")
     if not path.parent.is_dir():
@@ -141,7 +155,7 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, overwrite: boo
     # In the same folder, so that the last step is a rename and cannot stop half way.
     temporary = path.with_name(f".{uuid4().hex}{_suffix(path)}")
     try:
-        write(volume, temporary)
+        write(temporary)
         os.replace(temporary, path)
     except VolumeWriteError as error:
         raise VolumeWriteError(f"{path}: {error}") from error
@@ -151,6 +165,31 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, overwrite: boo
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def dicom_files(path: str | os.PathLike[str], *, frame: int | None = None) -> list[Path]:
+    """The files that `read_volume` reads one volume from: one for each slice, or one with all of them.
+
+    Args:
+        path: DICOM file or folder of one DICOM series.
+        frame: as for `read_volume`; None where there is only one.
+
+    Raises:
+        VolumeReadError: not DICOM; a folder that `read_volume` refuses.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = _files_of_only_series(path)
+        return [Path(one[frame or 0].path) for one in _dicom_stack(path, files)] if len(files) > 1 else [Path(files[0])]
+    with path.open("rb") as stream:
+        if stream.read(132)[128:] != b"DICM":
+            raise VolumeReadError(f"{path} is no DICOM file or folder")
+    return [path]
+
+
+def ras_from_lps(mm: np.ndarray) -> np.ndarray:
+    """Positions or directions (..., 3) of DICOM and ITK (LPS) in the world of `Geometry` (RAS+); its own inverse."""
+    return np.asarray(mm, dtype=np.float64) * np.diag(_RAS_FROM_LPS)[:3]
 
 
 def to_sitk(volume: Volume) -> sitk.Image:
@@ -377,6 +416,12 @@ def _open_dicom_folder(path: Path) -> _Opened:
     files = _files_of_only_series(path)
     if len(files) == 1:
         return _open_itk(Path(files[0]))
+    stack = _dicom_stack(path, files)
+    return _Opened(len(stack[0]), lambda frame: _load_dicom([position[frame] for position in stack]))
+
+
+def _dicom_stack(path: Path, files: list[str]) -> list[list[_DicomSlice]]:
+    """The slices of a series by position, at every position its frames; VolumeReadError if they form no stack."""
     slices = [_read_dicom_header(name) for name in files]
     first = slices[0]
     for other in slices[1:]:
@@ -387,8 +432,7 @@ def _open_dicom_folder(path: Path) -> _Opened:
             )
     if first.size[2] != 1:
         raise VolumeReadError(f"{path}: holds {len(files)} multi-frame files: give one of the files instead")
-    stack = _stack(path, slices)
-    return _Opened(len(stack[0]), lambda frame: _load_dicom([position[frame] for position in stack]))
+    return _stack(path, slices)
 
 
 def _files_of_only_series(path: Path) -> list[str]:

@@ -85,17 +85,32 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_checksum(path: Path) -> None:
-    """Compare a file with the checksum recorded beside it as `<file>.sha256`; without a record nothing is compared.
+def checksum_record(path: Path) -> Path:
+    """Where the checksum of a file is recorded, as sha256sum writes it: `<file>.sha256` beside it."""
+    return path.with_name(path.name + ".sha256")
+
+
+def record_checksum(path: Path) -> Path:
+    """Write the checksum of a file into its record, and return the record's path."""
+    record = checksum_record(path)
+    record.write_text(f"{file_sha256(path)}  {path.name}\n", encoding="utf-8")
+    return record
+
+
+def check_checksum(path: Path, remedy: str = "Restore the file (git checkout, or install the package again)") -> None:
+    """Compare a file with its recorded checksum; without a record nothing is compared.
+
+    Args:
+        path: the file.
+        remedy: what to do about a damaged file, for the message.
 
     Raises:
         WeightsError: they differ, or the record holds none.
     """
-    record = path.with_name(path.name + ".sha256")
+    record = checksum_record(path)
     if not record.is_file():
         return
     expected = record.read_text(encoding="utf-8").partition(" ")[0].strip()
     if (found := file_sha256(path)) != expected:
         raise WeightsError(f"{path} was changed or damaged: its SHA-256 is {found[:12]}..., {record.name} says "
-                           f"{expected[:12] or 'nothing'}.... Restore the file (git checkout, or install the package "
-                           "again)")
+                           f"{expected[:12] or 'nothing'}.... {remedy}")

@@ -31,10 +31,11 @@ from mvg_core.network.checkpoint import load_network
 from mvg_core.network.config import NetworkConfig
 from mvg_core.network.errors import CheckpointError
 from mvg_core.network.export import export_onnx
+from mvg_core.precision import torch_precision
 from mvg_core.predict import Predictor
 from mvg_core.prompts import Prompt, Support
 from mvg_core.tasks import Task
-from mvg_core.weights import WeightsError, file_sha256
+from mvg_core.weights import WeightsError, file_sha256, find_weights, record_checksum
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
@@ -58,7 +59,7 @@ def _no_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", params=["torch", "onnx"])
 def backend(request: pytest.FixtureRequest, folder: Path) -> Backend:
-    return load_backend(folder / "model.pt", backend=request.param, device="cpu", threads=1)
+    return load_backend(folder / "model.pt", backend=request.param, device="cpu", threads=1, precision="fp32")
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def painted_by(backend: Backend, images: np.ndarray, labels: np.ndarray, queries
 
 @pytest.mark.parametrize("n_prompts", [1, 3])
 @pytest.mark.parametrize("n_queries", [1, 5])
-@pytest.mark.parametrize("sides", [(32, 32), (48, 16)])
+@pytest.mark.parametrize("sides", [(32, 32), (48, 16), (96, 96)])
 def test_encoding_prompts_one_by_one_changes_nothing(
     backend: Backend, folder: Path, n_prompts: int, n_queries: int, sides: Sequence[int]
 ) -> None:
@@ -250,7 +251,8 @@ def test_an_export_leaves_the_network_alone_and_no_debris(tmp_path: Path, no_tra
     network = tiny_network().train().half()
     paths = export_onnx(network, tmp_path / "new" / "folder")
     assert paths == (tmp_path / "new" / "folder" / ONNX_PROMPT, tmp_path / "new" / "folder" / ONNX_QUERY)
-    assert sorted(path.name for path in paths[0].parent.iterdir()) == [ONNX_PROMPT, ONNX_QUERY]
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == [
+        ONNX_PROMPT, f"{ONNX_PROMPT}.sha256", ONNX_QUERY, f"{ONNX_QUERY}.sha256"]
     assert (network.training, next(network.parameters()).dtype) == (True, torch.float16)
     (traced,) = no_tracing
     assert (traced.training, next(traced.parameters()).dtype) == (False, torch.float32)
@@ -261,7 +263,7 @@ def test_an_export_leaves_the_network_alone_and_no_debris(tmp_path: Path, no_tra
 def test_a_failed_export_leaves_the_old_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    monkeypatch.setattr(export, "_write_metadata", lambda *_: 1 / 0)
+    monkeypatch.setattr(export, "_finish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_onnx(tiny_network(seed=1), copy)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
@@ -286,12 +288,107 @@ def test_halves_that_do_not_belong_together_are_refused(folder: Path, tmp_path: 
     with pytest.raises(WeightsError, match=r"model_prompt\.onnx is missing: run `mvg export-onnx`"):
         OnnxBackend(tmp_path)
     export_onnx(tiny_network(), tmp_path, checkpoint_sha256="other")
-    shutil.copy(folder / ONNX_QUERY, tmp_path)
+    for name in (ONNX_QUERY, f"{ONNX_QUERY}.sha256"):
+        shutil.copy(folder / name, tmp_path)
     with pytest.raises(WeightsError, match="do not belong together"):
         OnnxBackend(tmp_path)
     (tmp_path / ONNX_QUERY).write_bytes(b"not ONNX")
+    record_checksum(tmp_path / ONNX_QUERY)
     with pytest.raises(WeightsError, match=r"model_query\.onnx cannot be loaded .*run `mvg export-onnx` again"):
         OnnxBackend(tmp_path)
+
+
+@pytest.mark.parametrize("name", [ONNX_PROMPT, ONNX_QUERY])
+def test_a_damaged_file_is_noticed_and_so_is_one_that_cannot_be_checked(folder: Path, tmp_path: Path, name: str
+                                                                        ) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1  # in the middle of the weights: it would still load
+    (copy / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"{name} was changed or damaged: .*{name}\.sha256 says .*mvg export-onnx"):
+        load_backend(copy / "model.pt", backend="onnx", device="cpu")
+    (copy / f"{name}.sha256").unlink()
+    with pytest.raises(WeightsError, match=rf"{name}\.sha256 is missing, so {name} cannot be checked: copy it too"):
+        load_backend(copy / "model.pt", backend="onnx", device="cpu")
+
+
+def test_weights_that_half_precision_holds_are_stored_so_and_change_no_bit(folder: Path, tmp_path: Path,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_store_halves", lambda _: None)
+    export_onnx(load_network(folder / "model.pt"), tmp_path)
+    image, label, queries = randoms(32, 32), randoms(32, 32, 3), randoms(2, 32, 32)
+    small, large = OnnxBackend(folder, "cpu", 1), OnnxBackend(tmp_path, "cpu", 1)
+    for name in (ONNX_PROMPT, ONNX_QUERY):
+        assert (folder / name).stat().st_size < 0.8 * (tmp_path / name).stat().st_size
+    np.testing.assert_array_equal(small.paint(queries, small.encode(image, label)),
+                                  large.paint(queries, large.encode(image, label)))
+
+
+def test_weights_that_need_single_precision_keep_it(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    exact, fine, small = (np.full(n, value, np.float32) for n, value in ((300, 0.5), (300, 1 / 3), (3, 0.5)))
+    huge = np.full(300, 1e6, np.float32)
+    stored = [numpy_helper.from_array(array, name)
+              for name, array in (("exact", exact), ("fine", fine), ("small", small), ("huge", huge))]
+    graph = helper.make_graph([], "g", [], [], stored)
+    model = helper.make_model(graph)
+    export._store_halves(model)
+    assert {tensor.name: tensor.data_type for tensor in model.graph.initializer} == {
+        "exact_half": TensorProto.FLOAT16, "fine": TensorProto.FLOAT, "small": TensorProto.FLOAT,
+        "huge": TensorProto.FLOAT}
+    (widen,) = model.graph.node
+    assert (widen.op_type, list(widen.input), list(widen.output)) == ("Cast", ["exact_half"], ["exact"])
+    assert onnx.helper.get_attribute_value(widen.attribute[0]) == TensorProto.FLOAT
+
+
+# --- precision ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "hardware", "asked", "expected"),
+    [
+        ("cpu", {"_is_avx512_bf16_supported"}, "auto", "bf16"),
+        ("cpu", {"_is_amx_tile_supported"}, "auto", "bf16"),
+        ("cpu", set(), "auto", "fp32"),
+        ("cpu", set(), "bf16", "bf16"),
+        ("cpu", {"_is_amx_tile_supported"}, "fp32", "fp32"),
+        ("meta", {"_is_amx_tile_supported"}, "auto", "fp32"),
+    ],
+)
+def test_bfloat16_is_taken_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch, kind: str,
+                                                             hardware: set[str], asked: Any, expected: str) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in hardware, raising=False)
+    assert torch_precision(asked, torch.device(kind)) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_gpus_compute_in_bfloat16_from_ampere_on(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int],
+                                                 expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert torch_precision("auto", torch.device("cuda")) == expected
+
+
+def test_bfloat16_is_another_computation_of_nearly_the_same(folder: Path) -> None:
+    image, label, queries = randoms(32, 32), randoms(32, 32, 3), randoms(2, 32, 32)
+    network = load_network(folder / "model.pt")
+    single, half = (TorchBackend(network, "cpu", precision=precision) for precision in ("fp32", "bf16"))
+    assert (single.precision, half.precision) == ("fp32", "bf16")
+    painted = [backend.paint(queries, backend.merge([backend.encode(image, label)] * 2)) for backend in (single, half)]
+    assert painted[1].dtype == np.float32
+    assert 0 < np.abs(painted[0] - painted[1]).max() < 0.05
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+
+
+def test_wrong_precisions_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="precision 'fp8' is unknown: use one of auto, fp32, bf16"):
+        load_backend(folder / "model.pt", precision="fp8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="precision 'bf16' needs PyTorch: use 'auto' or 'fp32' with ONNX Runtime"):
+        load_backend(folder / "model.pt", backend="onnx", precision="bf16")
+    with pytest.raises(ValueError, match="precision 'bf16' is not used on device 'meta'"):
+        torch_precision("bf16", torch.device("meta"))
 
 
 # --- the same answer without torch ---
@@ -324,7 +421,7 @@ assert not any(name.partition(".")[0] == "torch" and module for name, module in 
              l=[p.label for p in support.prompts], p=np.arange(4) / 4)
     finished = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    predictor = Predictor.load(folder / "model.pt", backend="torch")
+    predictor = Predictor.load(folder / "model.pt", backend="torch", precision="fp32")
     labels, confidence = predictor.predict_slices(queries, support, positions)
     assert confidence is not None
     assert len(np.unique(labels)) == 3
@@ -332,3 +429,27 @@ assert not any(name.partition(".")[0] == "torch" and module for name, module in 
     np.testing.assert_allclose(answer["confidence"], confidence, atol=1e-3)
     sure = confidence > 1e-3
     np.testing.assert_array_equal(answer["labels"][sure], labels[sure])
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backend, Backend]:
+    """The shipped weights in PyTorch, and in ONNX Runtime from files made now."""
+    path = find_weights()
+    folder = tmp_path_factory.mktemp("shipped")
+    export_onnx(load_network(path), folder, checkpoint_sha256=file_sha256(path))
+    return load_backend(path, backend="torch", device="cpu", precision="fp32"), OnnxBackend(folder, "cpu")
+
+
+# The largest size alone has the time that two prompts would take at the others together.
+@pytest.mark.parametrize(("side", "n_prompts"), [(96, 1), (96, 8), (192, 1), (192, 3), (256, 2), (512, 1)])
+def test_the_shipped_network_says_the_same_in_both(shipped: tuple[Backend, Backend], side: int, n_prompts: int
+                                                   ) -> None:
+    rng = np.random.default_rng(side)
+    y, x = np.mgrid[:side, :side] / side
+    images = [np.asarray(0.5 + 0.4 * np.sin(9 * x + k) * np.cos(7 * y), np.float32) for k in range(n_prompts + 1)]
+    labels = [np.stack([image > 0.6] * 3, axis=2).astype(np.float32) for image in images]
+    queries = images[-1][None] + rng.normal(0, 0.02, (1, side, side)).astype(np.float32)
+    torch_says, onnx_says = (painted_by(backend, np.stack(images[:-1]), np.stack(labels[:-1]), queries)
+                             for backend in shipped)
+    assert np.ptp(torch_says) > 0.5
+    np.testing.assert_allclose(onnx_says, torch_says, atol=1e-3)

@@ -37,6 +37,7 @@ from mvg_core.bundle.command_line import _message, check_command_line
 from mvg_core.bundle.prompts_folder import add_case
 from mvg_core.bundle.references import ReferenceSource
 from mvg_core.bundle.scores import CaseScores
+from mvg_core.engine import VolumeEngine
 from mvg_core.network.checkpoint import load_network, save_weights
 from mvg_core.network.config import NetworkConfig
 from mvg_core.predict import Predictor
@@ -84,8 +85,8 @@ def expected(image: Path, bundle: Path) -> np.ndarray:
     network = load_network(bundle / "models" / "model.pt")
     case = bundle / "prompts" / "phantom"
     reference = Reference(read_volume(case / "image.nii.gz"), read_volume(case / "label.nii.gz"))
-    predictor = Predictor(TorchBackend(network, "cpu"))
-    return predictor.predict_volume(read_volume(image), reference, Task.segmentation(LABELS)).volume.array
+    engine = VolumeEngine(Predictor(TorchBackend(network, "cpu")))
+    return engine.solve(read_volume(image), reference, Task.segmentation(LABELS)).volume.array
 
 
 def check_answer(path: Path, image: Path, bundle: Path) -> None:

@@ -27,6 +27,7 @@ from mvg_core.bundle.inferer import InContextInferer
 from mvg_core.bundle.prompts_folder import PromptsError, add_case
 from mvg_core.bundle.references import ReferenceSource
 from mvg_core.bundle.tensors import to_volumes
+from mvg_core.engine import VolumeEngine
 from mvg_core.predict import PredictionWarning, Predictor
 from mvg_core.references import Reference
 from mvg_core.tasks import Task
@@ -57,10 +58,10 @@ def inferer(prompts: Path) -> InContextInferer:
     return InContextInferer(ReferenceSource(prompts))
 
 
-def answered(query: Volume, network: nn.Module) -> np.ndarray:
+def answered(query: Volume, network: nn.Module, preset: str = "balanced") -> np.ndarray:
     """By the library, without MONAI."""
-    predictor = Predictor(TorchBackend(network, "cpu"))
-    return predictor.predict_volume(query, Reference(*subject(5)), Task.segmentation(LABELS)).volume.array
+    engine = VolumeEngine(Predictor(TorchBackend(network, "cpu")), preset)
+    return engine.solve(query, Reference(*subject(5)), Task.segmentation(LABELS)).volume.array
 
 
 def loaded(path: Path, transform: Any = None) -> MetaTensor:
@@ -122,14 +123,16 @@ def test_volumes_of_a_batch_keep_their_own_grids(tmp_path: Path, network: nn.Mod
         np.testing.assert_array_equal(answer, answered(image, network))
 
 
-def test_a_plain_tensor_is_taken_as_millimetres_with_a_warning(network: nn.Module, inferer: InContextInferer) -> None:
+def test_a_plain_tensor_is_taken_as_millimetres_with_a_warning(network: nn.Module, prompts: Path) -> None:
     array = subject(3)[0].array
+    inferer = InContextInferer(ReferenceSource(prompts), preset="plain")
     with pytest.warns(PredictionWarning, match="without an affine"):
         answer = inferer(torch.from_numpy(array)[None, None], network)
     assert type(answer) is torch.Tensor
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        np.testing.assert_array_equal(answer.numpy()[0, 0], answered(Volume.from_array(array), network))
+        wanted = answered(Volume.from_array(array), network, preset="plain")
+    np.testing.assert_array_equal(answer.numpy()[0, 0], wanted)
 
 
 @pytest.mark.parametrize("reader", [None, LoadImaged("image")], ids=["ours", "MONAI's"])
@@ -144,7 +147,7 @@ def test_a_picture_looks_as_it_does_to_the_library(tmp_path: Path, network: nn.M
     query = read_volume(tmp_path / "a.png")
     reference = Reference(query, read_volume(tmp_path / "b.png"))
     mirrored = query.with_array(query.array[::-1].copy())
-    wanted = Predictor(TorchBackend(network, "cpu")).predict_volume(mirrored, reference)
+    wanted = VolumeEngine(Predictor(TorchBackend(network, "cpu"))).solve(mirrored, reference)
     np.testing.assert_array_equal(answer.numpy().reshape(image.shape), wanted.volume.array)
 
 
@@ -164,8 +167,8 @@ def test_images_are_painted_in_their_own_units(network: nn.Module, tmp_path: Pat
     image, _ = subject(3)
     write_volume(image, tmp_path / "a.nii.gz")
     answer = InContextInferer(ReferenceSource(tmp_path))(loaded(tmp_path / "a.nii.gz"), network)
-    predictor, query = Predictor(TorchBackend(network, "cpu")), read_volume(tmp_path / "a.nii.gz")
-    wanted = predictor.predict_volume(query, ReferenceSource(tmp_path)()[0], Task.denoising())
+    engine, query = VolumeEngine(Predictor(TorchBackend(network, "cpu"))), read_volume(tmp_path / "a.nii.gz")
+    wanted = engine.solve(query, ReferenceSource(tmp_path)()[0], Task.denoising())
     assert answer.dtype == torch.float32
     np.testing.assert_array_equal(answer.numpy()[0, 0], wanted.volume.array)
 
@@ -200,13 +203,15 @@ def test_another_network_gives_another_answer(inferer: InContextInferer, network
     assert not torch.equal(inferer(batch, network), inferer(batch, tiny_painter(seed=1)))
 
 
-def test_settings_reach_the_predictor(prompts: Path, network: nn.Module, data: Path) -> None:
+def test_settings_reach_the_engine(prompts: Path, network: nn.Module, data: Path) -> None:
     batch = loaded(data / "image3.nii.gz")
-    choices: list[dict[str, Any]] = [{}, {"plane": "sagittal"}, {"window": [0, 100]}, {"n_prompts": 1}]
+    plain: dict[str, Any] = {"preset": "plain"}
+    choices = [plain, {**plain, "plane": "sagittal"}, {**plain, "window": [0, 100]}, {}, {"preset": "fast"},
+               {"parts": {"prior": "off"}}]
     answers = [InContextInferer(ReferenceSource(prompts), **settings)(batch, network) for settings in choices]
     assert all(not torch.equal(answers[0], other) for other in answers[1:])
     with pytest.raises(ValueError, match="n_prompts must be at least 1"):
-        InContextInferer(ReferenceSource(prompts), n_prompts=0)(batch, network)
+        InContextInferer(ReferenceSource(prompts), parts={"n_prompts": 0})
 
 
 # --- references ---

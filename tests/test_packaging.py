@@ -118,3 +118,42 @@ print(Path(mvg_core.__file__).parent.parent, found.provenance["checkpoint_sha256
     assert Path(where) == installed
     record = installed / "mvg_core" / "_weights" / "model.pt.sha256"
     assert checkpoint == record.read_text().split()[0]
+
+
+# --- the ONNX files, which are there after `make package` ---
+
+
+def add_onnx(checkout: Path, weights: bytes = WEIGHTS) -> list[Path]:
+    """Two files that name the weights as an export does, and their records."""
+    files = []
+    for name in ("model_prompt.onnx", "model_query.onnx"):
+        path = checkout / "bundle" / "models" / name
+        path.write_bytes(b"graph " + hashlib.sha256(weights).hexdigest().encode() + b" end")
+        record = path.with_name(f"{name}.sha256")
+        record.write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n")
+        files += [path, record]
+    return files
+
+
+def test_onnx_files_travel_with_their_checksums(checkout: Path) -> None:
+    files = add_onnx(checkout)
+    finished = build(checkout)
+    assert finished.returncode == 0, finished.stderr
+    copies = checkout / "built" / "mvg_core" / "_weights"
+    assert [(copies / path.name).read_bytes() for path in files] == [path.read_bytes() for path in files]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_onnx_files_travel_together_or_not_at_all(checkout: Path, number: int) -> None:
+    add_onnx(checkout)[number].unlink()
+    finished = build(checkout)
+    assert finished.returncode != 0
+    assert "is missing: `make package` writes all of them" in finished.stderr
+
+
+def test_damaged_onnx_files_and_those_of_other_weights_are_refused(checkout: Path) -> None:
+    add_onnx(checkout, b"older weights")
+    assert "was made from other weights than model.pt" in build(checkout).stderr
+    path = add_onnx(checkout)[2]
+    path.write_bytes(path.read_bytes() + b"!")
+    assert "model_query.onnx is not the file that model_query.onnx.sha256 was written for" in build(checkout).stderr

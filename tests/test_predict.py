@@ -20,6 +20,7 @@ from mvg_core import predict
 from mvg_core.intensity import IntensityScaling
 from mvg_core.predict import PredictionWarning, Predictor
 from mvg_core.prompts import Prompt, Support
+from mvg_core.recent import Recent
 from mvg_core.references import Reference
 from mvg_core.tasks import Task
 from mvg_core.volume import Geometry, GeometryError, Volume
@@ -370,7 +371,7 @@ def test_every_prompt_is_encoded_once_for_every_group() -> None:
 
 
 def test_what_was_used_longest_ago_is_forgotten_first() -> None:
-    recent: predict._Recent[str] = predict._Recent(2)
+    recent: Recent[str] = Recent(2)
     made: list[str] = []
 
     def get(key: str) -> str:

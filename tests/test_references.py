@@ -350,6 +350,21 @@ def test_inpainting_prompts_have_a_hole() -> None:
     np.testing.assert_allclose(prompt.label, 0.875)
 
 
+@pytest.mark.parametrize("size", [4, 6, 16])
+@pytest.mark.parametrize("low", [0.0, -2.0])
+def test_what_the_hole_of_a_reference_hides_does_not_shine_through_at_its_edge(size: int, low: float) -> None:
+    image, hole = noise((10, 10, 3)), marked((10, 10, 3), (slice(2, 5), slice(3, 8), 1))
+    plan = SlicePlan.for_volume(image.geometry, 2, size=size)
+    scaling = IntensityScaling.from_window(low, 1)
+    shown = []
+    for hidden in (low, 1e6):
+        array = np.where(hole.array > 0, hidden, image.array)
+        reference = Reference(volume(array), image, hole=hole)
+        shown.append(PromptSource(reference, plan, Task.inpainting(), scaling, scaling).cut(1).image)
+    np.testing.assert_array_equal(shown[1], shown[0])
+    assert shown[0].max() > 0.5  # the rest of the slice is there
+
+
 def test_without_one_of_its_own_a_hole_is_punched() -> None:
     image = noise((32, 32, 2))
     plan = SlicePlan.for_volume(image.geometry, 2, size=32)

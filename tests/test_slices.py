@@ -500,7 +500,15 @@ def test_choose_plane_without_a_label_takes_the_largest_spacing_then_axial() -> 
 
 def test_ties_between_shares_go_to_the_largest_spacing() -> None:
     cube = labelled((8, 8, 8), (slice(0, 4), slice(0, 4), slice(0, 6)))
-    assert choose_plane(grid((8, 8, 8), LPS, (1, 2, 5)), cube) == 1
+    assert choose_plane(grid((8, 8, 8), LPS, (1, 2, 4)), cube) == 1
+
+
+def test_thick_slices_are_taken_as_acquired_unless_somebody_drew_across_them() -> None:
+    whole_heart = labelled((60, 60, 10), (slice(20, 30), slice(20, 40), slice(0, 10)))  # 10 of 60 columns, all slices
+    assert choose_plane(grid((60, 60, 10), LPS, (1.5, 1.5, 10)), whole_heart) == 2
+    assert choose_plane(grid((60, 60, 10), LPS, (1.5, 1.5, 2.9)), whole_heart) == 0
+    one_sagittal = labelled((60, 60, 10), (slice(20, 21), slice(20, 40), slice(0, 10)))
+    assert choose_plane(grid((60, 60, 10), LPS, (1.5, 1.5, 10)), one_sagittal) == 0
 
 
 def test_a_picture_is_sliced_as_a_picture() -> None:

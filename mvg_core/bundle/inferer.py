@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mvg_core.backends import TorchBackend
 from mvg_core.bundle.tensors import file_names, to_volumes
+from mvg_core.engine import EngineConfig, VolumeEngine
 from mvg_core.predict import Predictor
 from mvg_core.references import Reference
 from mvg_core.tasks import Task
@@ -20,21 +21,25 @@ from mvg_core.volume import Volume
 
 
 class InContextInferer(Inferer):
-    """Answers volumes on their own grid with `Predictor.predict_volume`.
+    """Answers volumes on their own grid with the volume engine.
 
     Args:
         references: gives the solved examples and what they show, see `ReferenceSource`.
+        preset: of the engine: plain, fast, balanced or accurate.
+        parts: changes to the preset, see `EngineConfig`.
         plane: see `Predictor.predict_volume`.
         window: see `Predictor.predict_volume`.
         settings: go to `Predictor`.
     """
 
-    def __init__(self, references: Callable[[], tuple[list[Reference], Task]], *, plane: str = "auto",
+    def __init__(self, references: Callable[[], tuple[list[Reference], Task]], *, preset: str = "balanced",
+                 parts: Mapping[str, Any] | None = None, plane: str = "auto",
                  window: tuple[float, float] | None = None, **settings: Any) -> None:
         super().__init__()
         self.references, self._plane, self._window, self._settings = references, plane, window, settings
+        self._config = EngineConfig.preset(preset, **(parts or {}))
         self._network: nn.Module | None = None
-        self._predictor: Predictor | None = None
+        self._engine: VolumeEngine | None = None
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], hole: Tensor | None = None,  # type: ignore[override]
                  **_: Any) -> Tensor:
@@ -53,32 +58,33 @@ class InContextInferer(Inferer):
             ValueError: another kind of network, or an image that cannot be answered; the message names its file.
         """
         references, task = self.references()
-        predictor = self._predictor_of(network, inputs.device)
+        engine = self._engine_of(network, inputs.device)
         images = to_volumes(inputs)
         holes = [None] * len(images) if hole is None else [
             image.with_array(one.detach().cpu().numpy().reshape(image.array.shape))
             for image, one in zip(images, hole, strict=True)]
-        answers = [self._answer(predictor, *each, references, task)
+        answers = [self._answer(engine, *each, references, task)
                    for each in zip(images, holes, file_names(inputs), strict=True)]
         stacked = torch.from_numpy(np.stack(answers).reshape(inputs.shape))
         return convert_to_dst_type(stacked, inputs, dtype=stacked.dtype)[0]  # type: ignore[return-value]
 
-    def _answer(self, predictor: Predictor, image: Volume, hole: Volume | None, name: str,
+    def _answer(self, engine: VolumeEngine, image: Volume, hole: Volume | None, name: str,
                 references: list[Reference], task: Task) -> np.ndarray:
         window = None if self._window is None else (self._window[0], self._window[1])
         try:
-            prediction = predictor.predict_volume(image, references, task, plane=self._plane, hole=hole, window=window)
+            prediction = engine.solve(image, references, task, plane=self._plane, hole=hole, window=window)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         array = prediction.volume.array
         return array if task.is_segmentation else array.astype(np.float32, copy=False)
 
-    def _predictor_of(self, network: Any, device: torch.device) -> Predictor:
+    def _engine_of(self, network: Any, device: torch.device) -> VolumeEngine:
         network = getattr(network, "module", network)
-        if self._predictor is None or self._network is not network:
+        if self._engine is None or self._network is not network:
             if not (hasattr(network, "encode") and hasattr(network, "config")):
                 raise ValueError(f"the network is a {type(network).__name__}, which cannot encode prompts on their "
                                  "own: use the network_def of inference.json (exported ones are for other programs)")
-            self._predictor = Predictor(TorchBackend(network, str(device)), **self._settings)
+            predictor = Predictor(TorchBackend(network, str(device)), **self._settings)
+            self._engine = VolumeEngine(predictor, self._config)
             self._network = network
-        return self._predictor
+        return self._engine

@@ -12,5 +12,6 @@ from mvg_core.cli import data  # isort: skip
 from mvg_core.cli import check_data  # isort: skip
 from mvg_core.cli import evaluate  # isort: skip
 from mvg_core.cli import finetune  # isort: skip
+from mvg_core.cli import cohort  # isort: skip
 
-__all__ = ["app", "check_data", "data", "evaluate", "finetune", "main", "predict", "prompts", "weights"]
+__all__ = ["app", "check_data", "cohort", "data", "evaluate", "finetune", "main", "predict", "prompts", "weights"]

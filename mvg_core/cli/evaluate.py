@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,10 @@ from mvg_core.cli.terminal import (
     Command,
     Debug,
     Device,
+    EngineParts,
     Overwrite,
+    Preset,
+    PresetChoice,
     Threads,
     Weights,
     progress_bars,
@@ -29,6 +33,7 @@ from mvg_core.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from mvg_core.engine import EngineConfig
     from mvg_core.evaluation.runner import Evaluation
 
 _MOST_SAID = 10
@@ -83,11 +88,13 @@ def evaluate(
     slices: Annotated[int | None, typer.Option(
         metavar="N", min=1, help="Image-to-image: at most N slices of a volume, evenly spread.")] = None,
     prompts: Annotated[int | None, typer.Option(
-        metavar="N", min=1, help="Most prompts that serve one slice.", show_default="3, or --references if more")
-    ] = None,
+        metavar="N", min=1, help="Most prompts that serve one slice.",
+        show_default="of the preset, or --references if more")] = None,
     weights: Weights = SHIPPED_WEIGHTS,
     device: Device = "auto",
     threads: Threads = None,
+    preset: Preset = PresetChoice.balanced,
+    engine: EngineParts = None,
     keep_predictions: Annotated[bool, typer.Option(
         "--keep-predictions", help="Also write the answers to FOLDER/predictions.")] = False,
     names: Annotated[Path | None, typer.Option(
@@ -110,6 +117,7 @@ def evaluate(
     _need_packages()
     if (listing is None) == (predictions is None) or (predictions is None) != (truth is None):
         raise ValueError("say what is evaluated: a LIST to run the network on, or --predictions together with --truth")
+    from mvg_core.engine import EngineConfig
     from mvg_core.evaluation.report import FILES, write_evaluation
     from mvg_core.evaluation.runner import EvaluationSettings
 
@@ -132,7 +140,8 @@ def evaluate(
                 listing, split.value, task.value, references, reference_list, one_slice, plane.value, sigma, source,
                 target, slices, tolerance_mm, distances)
             evaluation = _run(settings, out, told, weights=weights, device=device, threads=threads,
-                              n_prompts=prompts or max(_FEWEST_PROMPTS, references), draws=draws, limit=limit,
+                              config=EngineConfig.named_values(preset.value, engine or []),
+                              prompts=prompts, references=references, draws=draws, limit=limit,
                               keep_predictions=keep_predictions)
     _say_what_is_missing(evaluation)
     if not evaluation.results:
@@ -182,13 +191,16 @@ def _compare(predictions: Path, truth: Path, task: TaskName, out: Path, told: Ca
 
 
 def _run(settings: Any, out: Path, told: Callable[[int, int], None], *, weights: str, device: str, threads: int | None,
-         n_prompts: int, draws: int, limit: int | None, keep_predictions: bool) -> Evaluation:
+         config: EngineConfig, prompts: int | None, references: int, draws: int, limit: int | None,
+         keep_predictions: bool) -> Evaluation:
+    from mvg_core.engine import VolumeEngine
     from mvg_core.evaluation.runner import evaluate_list
-    from mvg_core.predict import Predictor
 
-    predictor = Predictor.load(weights, device=device, threads=threads, n_prompts=n_prompts)
-    solver = {"checkpoint_sha256": predictor.backend.checkpoint_sha256, "prompts": n_prompts}
-    return evaluate_list(settings, predictor.predict_volume, solver, out, draws=draws, limit=limit,
+    config = replace(config, n_prompts=prompts or max(config.n_prompts, references))
+    n_prompts = prompts or max(_FEWEST_PROMPTS, references)  # where the engine does not segment
+    engine = VolumeEngine.load(weights, config, device=device, threads=threads, n_prompts=n_prompts)
+    solver = {"checkpoint_sha256": engine.predictor.backend.checkpoint_sha256, "engine": config.to_json()}
+    return evaluate_list(settings, engine.solve, solver, out, draws=draws, limit=limit,
                          keep_predictions=keep_predictions, progress=told)
 
 

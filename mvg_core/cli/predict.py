@@ -16,7 +16,10 @@ from mvg_core.cli.terminal import (
     Command,
     Debug,
     Device,
+    EngineParts,
     Overwrite,
+    Preset,
+    PresetChoice,
     Threads,
     Weights,
     progress_bars,
@@ -42,6 +45,22 @@ class PlaneName(str, Enum):
     axial = "axial"
     coronal = "coronal"
     sagittal = "sagittal"
+
+
+class BackendName(str, Enum):
+    """What runs the network."""
+
+    auto = "auto"
+    torch = "torch"
+    onnx = "onnx"
+
+
+class PrecisionName(str, Enum):
+    """In what the network computes."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 @app.command(cls=Command)
@@ -76,12 +95,15 @@ def predict(
         "that LABEL marks are the example for the others.")],
     task: Annotated[TaskName, typer.Option(help="What to do.")],
     output: Annotated[Path, typer.Option(
-        metavar="OUT", help="Where the answer goes: .nii.gz, .nii, .nrrd, .mha, or .png (one slice).")],
+        metavar="OUT", help="Where the answer goes: .nii.gz, .nii, .nrrd, .seg.nrrd (3D Slicer), .mha, .png (one "
+        "slice); where QUERY is DICOM also .dcm (segmentation), or a folder (image: a derived series).")],
     plane: Annotated[PlaneName, typer.Option(help="How to slice; auto looks at the first LABEL.")] = PlaneName.auto,
     hole: Annotated[Path | None, typer.Option(
         metavar="MASK", help="Inpainting: non-zero where to paint, on the grid of QUERY.")] = None,
     names: Annotated[Path | None, typer.Option(
         metavar="FILE", help="Names of labels: JSON or YAML {number: name}, or a 3D Slicer color table.")] = None,
+    color_table: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Also write names and colours of the labels as a 3D Slicer color table (.ctbl).")] = None,
     frame: Annotated[str | None, typer.Option(
         metavar="N|all", help="4D QUERY: which frame, from 0; all writes OUT with _frame000, _frame001 ...")] = None,
     reference_frame: Annotated[int | None, typer.Option(
@@ -90,13 +112,23 @@ def predict(
         metavar="N,N,..", help="Slices of IMAGE that are solved, from 0; without it those with any label.")] = None,
     device: Device = "auto",
     threads: Threads = None,
+    backend: Annotated[BackendName, typer.Option(
+        help="What runs the network: PyTorch or ONNX Runtime; auto takes PyTorch if it is installed.")
+    ] = BackendName.auto,
+    precision: Annotated[PrecisionName, typer.Option(
+        help="auto computes in bfloat16 where the processor is faster with it (PyTorch only).")] = PrecisionName.auto,
+    max_memory: Annotated[int | None, typer.Option(
+        metavar="MB", min=1, help="Most memory that painting may use, program and images included; what does not fit "
+        "is refused.", show_default="no limit")] = None,
     window: Annotated[tuple[float, float] | None, typer.Option(
         metavar="LOW HIGH", help="Intensities shown as black and white; without it fixed for CT, else percentiles.")
     ] = None,
     weights: Weights = SHIPPED_WEIGHTS,
-    tune: Annotated[int, typer.Option(
+    preset: Preset = PresetChoice.balanced,
+    engine: EngineParts = None,
+    tune: Annotated[int | None, typer.Option(
         metavar="N", min=0, help="Tune a copy of the network on the examples for N steps first; takes longer, and may "
-        "help or hurt.")] = 0,
+        "help or hurt.", show_default="of the preset")] = None,
     confidence: Annotated[Path | None, typer.Option(
         metavar="FILE", help="Also write how sure the network is, 0 to 1.")] = None,
     preview: Annotated[Path | None, typer.Option(metavar="PNG", help="Also write a picture of some slices.")] = None,
@@ -105,23 +137,27 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Solve an image by example: segment it, remove noise, fill holes, or turn one contrast into another."""
+    from mvg_core.engine import EngineConfig, VolumeEngine
     from mvg_core.job import OutputFiles, PredictionJob
-    from mvg_core.predict import Predictor
 
+    changes = [*(engine or []), *([] if tune is None else [f"tuning={tune}"])]
+    config = EngineConfig.named_values(preset.value, changes)
     job = PredictionJob(
         query, tuple(zip(reference[::2], reference[1::2], strict=True)), task.value,
-        OutputFiles(output, confidence, preview), report, plane.value, window, hole, names, _frame(frame),
-        reference_frame, slice_numbers(reference_slices, "--reference-slices"), overwrite)
+        OutputFiles(output, confidence, preview, color_table), report, plane.value, window, hole, names,
+        frame_number(frame), reference_frame, slice_numbers(reference_slices, "--reference-slices"), overwrite)
     with spoken_warnings(), progress_bars("slices") as progress:
-        reports = job.run(lambda: Predictor.load(weights, device=device, threads=threads,
-                                                         tuning=tune or None), progress)
+        reports = job.run(lambda: VolumeEngine.load(
+            weights, config, backend=backend.value, device=device, threads=threads, precision=precision.value,
+            max_memory_mb=max_memory), progress)
     for one in reports:
         _show_prediction(one)
     if report is not None:
         show_line(f"report: {report}")
 
 
-def _frame(text: str | None) -> int | Literal["all"] | None:
+def frame_number(text: str | None) -> int | Literal["all"] | None:
+    """The value of --frame."""
     if text is None or text == "all":
         return text
     if not text.isdecimal():
@@ -141,10 +177,11 @@ def slice_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
 
 def _show_prediction(report: dict[str, Any]) -> None:
     if report["found"]:
-        table = Table("label", "name", "volume (ml)", "confidence", box=None, pad_edge=False)
+        table = Table("label", "name", "volume (ml)", "surface (mm2)", "confidence", box=None, pad_edge=False)
         for row in report["found"]:
             sure = "-" if row["mean_confidence"] is None else f"{row['mean_confidence']:.2f}"
-            table.add_row(str(row["label"]), row["name"], f"{row['volume_ml']:.2f}", sure)
+            surface = "-" if row["surface_mm2"] is None else f"{row['surface_mm2']:.0f}"
+            table.add_row(str(row["label"]), row["name"], f"{row['volume_ml']:.2f}", surface, sure)
         Console().print(table)
     for kind, path in report["outputs"].items():
         show_line(f"{kind}: {path}")

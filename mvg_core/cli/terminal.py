@@ -8,6 +8,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from typing import Annotated, Any
 
 import typer
@@ -48,8 +49,23 @@ class Command(TyperCommand):
             raise typer.Exit(1) from None
 
 
+class PresetChoice(str, Enum):
+    """Presets of the volume engine."""
+
+    plain = "plain"
+    fast = "fast"
+    balanced = "balanced"
+    accurate = "accurate"
+
+
 Weights = Annotated[str, typer.Option(help="Name of weights, or path to a .pt file.", metavar="NAME|PATH")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
+Preset = Annotated[PresetChoice, typer.Option(
+    help="How hard to try to segment volumes: plain paints every slice by itself; the others look where the structures "
+    "are, go from slice to slice, and register other subjects.")]
+EngineParts = Annotated[list[str] | None, typer.Option(
+    metavar="PART=VALUE", help="Change a part of the preset, as in focus=2.2, prior=off or planes=3. May be repeated.",
+    show_default=False)]
 Threads = Annotated[int | None, typer.Option(min=1, help="Most CPU threads.", show_default="all cores")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -145,6 +161,8 @@ def _files_behind(error: Exception, options: dict[str, Any]) -> list[str]:
     """Which file is which, where a message about voxels speaks of the query or a reference by its number."""
     pairs, message = list(options.get("reference") or ()), str(error)
     if not pairs or isinstance(error, (RuntimeError, OSError)) or not ("query" in message or "reference " in message):
+        return []
+    if "query" not in options:  # a command for many queries, whose messages name their files
         return []
     if any(str(path) in message for path in [options["query"], *pairs]):
         return []

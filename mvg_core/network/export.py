@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import tempfile
 import warnings
@@ -19,15 +20,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvg_core.backends import N_CODEBOOKS, ONNX_METADATA, ONNX_PROMPT, ONNX_QUERY, ONNX_SUM
 from mvg_core.network.checkpoint import ConfiguredModule
+from mvg_core.weights import checksum_record, record_checksum
 
 # Old enough for every ONNX Runtime that runs with a supported NumPy; group normalisation came later and is spelt out.
 OPSET = 17
+LEAST_HALVED = 256
+"""Numbers in a weight tensor from which on it is worth a node to widen it."""
 
 
 class _PromptEncoder(nn.Module):
@@ -53,7 +58,8 @@ class _QueryPainter(nn.Module):
 def export_onnx(network: ConfiguredModule, folder: Path, *, checkpoint_sha256: str = "") -> tuple[Path, Path]:
     """Write `model_prompt.onnx` and `model_query.onnx`; older ones are replaced once both are complete.
 
-    Needs the package onnx. Both files carry the network's configuration, its card and the checksum.
+    Needs the package onnx. Both files carry the network's configuration, its card and the checksum of its weight file;
+    beside each lies a record of its own checksum.
 
     Args:
         network: a `CompactPainter`; not changed.
@@ -75,9 +81,11 @@ def export_onnx(network: ConfiguredModule, folder: Path, *, checkpoint_sha256: s
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
         for path in _export_both(exported, Path(temporary)):
-            _write_metadata(path, dict(zip(ONNX_METADATA, written, strict=True)))
+            _finish(path, dict(zip(ONNX_METADATA, written, strict=True)))
+            record_checksum(path)
         for name in (ONNX_PROMPT, ONNX_QUERY):
             os.replace(Path(temporary) / name, folder / name)
+            os.replace(checksum_record(Path(temporary) / name), checksum_record(folder / name))
     return folder / ONNX_PROMPT, folder / ONNX_QUERY
 
 
@@ -128,9 +136,34 @@ def _attention_head_by_head() -> Iterator[None]:
         F.scaled_dot_product_attention = together
 
 
-def _write_metadata(path: Path, texts: dict[str, str]) -> None:
+def _finish(path: Path, texts: dict[str, str]) -> None:
+    """Add the texts, and take off half of the size where that changes no number."""
     import onnx
 
     model = onnx.load(path)
     onnx.helper.set_model_props(model, texts)
+    _store_halves(model)
     onnx.save(model, path)
+
+
+def _store_halves(model: Any) -> None:
+    """Store in half precision the weights that it holds exactly, as it does those of weight files.
+
+    ONNX Runtime widens them once, when it loads the file, and computes in single precision as before.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    widened = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) < LEAST_HALVED:
+            continue
+        weights = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            halves = weights.astype(np.float16)
+        if np.array_equal(halves, weights):
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(halves, f"{name}_half"))
+            widened.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*widened, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)

@@ -85,6 +85,8 @@ class EpisodeConfig:
         drafts: probability that, beside another prompt, one shows the query itself with a draft of its label (moved,
             with organs left out), as a registration, a neighbouring slice or an earlier answer would give.
         wrong: largest displacement of a draft, as a fraction of the image side.
+        copied: share of the drafts that are the label of another prompt, put on the query as it is; the others are the
+            query's own.
         background_weight: weight of background pixels in the painting loss of segmentation (paper: 0.1).
         real_in_restoration: probability that an image-to-image episode uses real images.
         pairs: probability that an image-to-image episode is a directed pair, where the bank has some of its kind.
@@ -102,6 +104,7 @@ class EpisodeConfig:
     prompts: tuple[float, ...] = (0.7, 0.2, 0.1)
     drafts: float = 0.0
     wrong: float = 0.06
+    copied: float = 0.0
     background_weight: float = 0.1
     real_in_restoration: float = 0.75
     warp: WarpConfig = field(default_factory=WarpConfig)
@@ -423,7 +426,10 @@ class EpisodeSampler:
         moved = augmentation.smooth_noise((batch, 2), 4, size, self.generator)
         moved = moved * uniform((batch, 1, 1, 1), 0, self.config.wrong, self.generator)
         grid = torch.stack([x, y], -1) + moved.movedim(1, -1)
-        draft = warp_labels(classes[:, :1], grid[:, None])[:, 0]
+        guessed = classes[:, 0]
+        if self.config.copied:
+            guessed = torch.where(bernoulli((batch, 1, 1), self.config.copied, self.generator), classes[:, 1], guessed)
+        draft = warp_labels(guessed[:, None], grid[:, None])[:, 0]
         dropped = bernoulli((batch, 256), 0.1, self.generator)
         draft = torch.where(dropped.gather(1, draft.flatten(1)).reshape(draft.shape), 0, draft)
         images, classes = images.clone(), classes.clone()

@@ -51,6 +51,11 @@ STAGES: dict[str, TrainingConfig] = {
     "middle": TrainingConfig(
         episodes=dataclasses.replace(LATER, size=96), objective=OBJECTIVE,
         batch=16, iterations=20_000, learning_rate=1.2e-3, final_rate=1.0, warm_up=50, seed=1),
+    "focus": TrainingConfig(
+        episodes=dataclasses.replace(LATER, size=96, prompts=(0.25, 0.45, 0.3), drafts=0.6, copied=0.4,
+                                     warp=dataclasses.replace(MODERATE, zoomed=0.75),
+                                     families={"real": 0.5, "painted": 0.2, "restoration": 0.3}), objective=OBJECTIVE,
+        batch=16, iterations=40_000, learning_rate=1.2e-3, final_rate=1.0, warm_up=50, seed=5),
     "finish": TrainingConfig(
         episodes=dataclasses.replace(LATER, size=192), objective=OBJECTIVE,
         batch=8, iterations=300, learning_rate=1e-3, warm_up=20, ema=0.98, seed=2),
