@@ -358,9 +358,10 @@ def scored(problem: Problem, name: str, answer: VolumeAnswer, cpu_s: float) -> R
     counts, is_beyond = np.zeros((len(facts), N_ZONES, N_BINS, 2), np.int64), np.ones(label.shape, bool)
     is_beyond[list(problem.solved)] = False
     for row, number in enumerate(facts):
-        box = painted_box(lead[number] < 1, label[number] > 0)
+        found = label[located[number]] > 0
+        box = painted_box(lead[number], label[number], found)
         is_beyond[number][box] = False
-        zone = np.digitize(np.log2(remoteness_of(label[located[number]] > 0)[box]), _EDGES)
+        zone = np.digitize(np.log2(remoteness_of(found[box])), _EDGES)
         zone = np.where(label[number][box] > 0, 0, 1 + zone + len(REMOTENESS) * ~band[number][box])
         counts[row] = _counted(zone, _bins(lead[number][box]), right[number][box])
     beyond = np.array([[np.count_nonzero(where & is_beyond & (right == value)) for value in (False, True)]

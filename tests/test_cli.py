@@ -134,7 +134,7 @@ def test_one_labelled_slice_becomes_a_volume_with_all_outputs(predict: Callable[
     assert written["labels"] == {"1": "left lobe", "5": "label 5"}
     assert written["query"] == "image.nii.gz"
     assert written["references"] == [{"name": "reference 1", "image": "image.nii.gz", "label": "label.nii.gz"}]
-    assert [prompt["slice"] for prompt in written["prompts"]] == [LABELLED]
+    assert written["prompts"] == [{"reference": "reference 1", "slices": [LABELLED]}]
     assert len(written["checkpoint_sha256"]) == 64
     assert written["versions"]["mvg-core"] == __version__
     row, inside = written["found"][0], answer.array == 1
@@ -150,14 +150,15 @@ def test_references_of_other_images_and_equals_signs(predict: Callable[..., Any]
                      references=("other.nii.gz", "other_label.nii.gz"))
     assert result.exit_code == 0, result.output
     prompts = json.loads(Path("r.json").read_text())["prompts"]
-    assert [prompt["reference"] for prompt in prompts] == ["reference 1"] * 6 + ["reference 2"]
+    used = [(prompt["reference"], len(prompt["slices"])) for prompt in prompts]
+    assert used == [("reference 2", 1), ("reference 1", 6)]
 
 
 def test_named_slices_alone_are_the_example(predict: Callable[..., Any]) -> None:
     result = predict("--reference-slices", "1, 4", "--report", "r.json", "--plane", "axial",
                      references=("other.nii.gz", "other_label.nii.gz"))
     assert result.exit_code == 0, result.output
-    assert [prompt["slice"] for prompt in json.loads(Path("r.json").read_text())["prompts"]] == [1, 4]
+    assert [prompt["slices"] for prompt in json.loads(Path("r.json").read_text())["prompts"]] == [[1, 4]]
 
 
 @pytest.mark.parametrize("task", ["denoising", "inpainting", "synthesis"])
@@ -557,7 +558,7 @@ def test_a_defect_is_reported_as_one(predict: Callable[..., Any], monkeypatch: p
     def broken(*_: Any, **__: Any) -> None:
         np.add(np.zeros(3), np.zeros(4))  # a ValueError that is nobody's message
 
-    monkeypatch.setattr("mvg_core.predict.Predictor.predict_volume", broken)
+    monkeypatch.setattr("mvg_core.engine.VolumeEngine.solve", broken)
     result = predict()
     assert result.exit_code == 1
     assert "ValueError" in result.output

@@ -201,7 +201,7 @@ def test_slices_before_count_as_much_as_they_are_trusted_and_expected_to_be_righ
         backend = Grey()
         config = EngineConfig(focus=0, size=16, memory=memory, trust=trust)
         found = engine(backend, config).solve(query, labelled(query, labels, 0), window=GREYS)
-        expected = found.provenance["slice_quality"]["1"]["expected_dice"]
+        expected = found.provenance["slice_quality"]["1"]["soft_dice"]
         assert 0.5 < expected < 0.95
         wanted = [[1.0] + [pytest.approx(trust * expected, abs=1e-3)] * min(number, memory) for number in range(5)]
         assert backend.weights == wanted
@@ -211,7 +211,7 @@ def test_a_slice_that_is_expected_to_be_wrong_misleads_nobody() -> None:
     query = volume(np.random.default_rng(0).random((16, 16, 6)))
     backend = Unsure()
     found = engine(backend).solve(query, labelled(query, blocks(0, 5, 6), 0))
-    assert 0 < found.provenance["slice_quality"]["3"]["expected_dice"] < LEAST_QUALITY
+    assert 0 < found.provenance["slice_quality"]["3"]["soft_dice"] < LEAST_QUALITY
     assert all(weights == [1.0] for weights in backend.weights)
     assert found.provenance["doubtful_slices"] == [1, 2, 3, 4, 5]
 

@@ -47,7 +47,7 @@ class Recorder:
         self.prompts.append((image.copy(), label.copy()))
         return (image, label)
 
-    def merge(self, encoded: Sequence[Any]) -> Any:
+    def merge(self, encoded: Sequence[Any], weights: Sequence[float] | None = None) -> Any:
         return list(encoded)
 
     def paint(self, queries: np.ndarray, encoded: Any) -> np.ndarray:

@@ -60,7 +60,7 @@ class Recorder:
     def encode(self, image: np.ndarray, label: np.ndarray) -> Any:
         self.prompts.append((image, label))
 
-    def merge(self, encoded: Sequence[Any]) -> Any:
+    def merge(self, encoded: Sequence[Any], weights: Sequence[float] | None = None) -> Any:
         return None
 
     def paint(self, queries: np.ndarray, encoded: Any) -> np.ndarray:

@@ -17,7 +17,8 @@ class VolumeAnswer:
 
     Attributes:
         label: uint8 (I, J, K).
-        confidence: float32 (I, J, K) in [0, 1]: the lead of the label's probability over the second.
+        confidence: float32 (I, J, K) in [0, 1]: the lead of the label's probability over the second;
+            after `Calibration.apply` the probability that the label is right.
         quality: of the slices that were predicted, by number.
         ended: slices at which the structures had ended.
         probabilities: float16 (I, J, K, L), without background; None where nobody needs them.

@@ -183,28 +183,28 @@ class Calibration:
         """The key of `curves`."""
         return f"{'own' if is_own else 'others'}, {'fused' if is_fused else 'network'}"
 
-    def apply(self, answer: VolumeAnswer, axis: int, solved: Sequence[int], way: str) -> VolumeAnswer:
-        """The same answer with probabilities for confidence, and calibrated quality; labels stay as they are.
+    def apply(self, answer: VolumeAnswer, axis: int, solved: Sequence[int], way: str) -> None:
+        """Turn confidence into probabilities, and tell the Dice to expect of every slice; labels stay as they are.
 
         Args:
-            answer: not calibrated; stays as it is.
+            answer: not calibrated yet; changed in place, because a volume is large.
             axis: along which slices are taken.
             solved: slices that were labelled by hand, which are right by definition.
             way: see `curves`.
         """
-        labels, leads = (np.moveaxis(array, axis, 0) for array in (answer.label, answer.confidence))
-        confidence = np.full(leads.shape, self.beyond, np.float32)
+        labels, confidence = (np.moveaxis(array, axis, 0) for array in (answer.label, answer.confidence))
+        facts, nearest = facts_of(answer, axis, solved), nearest_found(labels)
+        for number in sorted(set(range(len(labels))) - set(solved)):
+            sure = np.full(labels.shape[1:], self.beyond, np.float32)
+            if number in facts:
+                dice = self.dice(facts[number], way)
+                answer.quality[number] = replace(answer.quality[number], dice=dice)
+                found = labels[nearest[number]] > 0
+                box = painted_box(confidence[number], labels[number], found)
+                sure[box] = self.probabilities(confidence[number][box], labels[number][box],
+                                               remoteness_of(found[box]), dice, way)
+            confidence[number] = sure
         confidence[list(solved)] = 1
-        quality, located = {}, nearest_found(labels)
-        for number, facts in facts_of(answer, axis, solved).items():
-            dice = self.dice(facts, way)
-            quality[number] = replace(answer.quality[number], dice=dice)
-            found = labels[located[number]] > 0
-            box = painted_box(leads[number] < 1, labels[number] > 0)
-            remoteness = remoteness_of(found)[box]
-            confidence[number][box] = self.probabilities(leads[number][box], labels[number][box], remoteness, dice,
-                                                         way)
-        return replace(answer, confidence=np.moveaxis(confidence, 0, axis), quality=quality)
 
     def dice(self, facts: SliceFacts, way: str) -> float:
         """Of a slice, to be expected."""
@@ -217,6 +217,10 @@ class Calibration:
         found = self.curves[way]["found"](np.stack([evidence, quality], axis=-1))
         background = self.curves[way]["background"](np.stack([evidence, quality, np.log2(remoteness)], axis=-1))
         return np.where(label > 0, found, background)
+
+    def described(self, weights_sha256: str) -> dict[str, Any]:
+        """For a report: which network was measured, and whether it is the one that answers."""
+        return {"weights_sha256": self.weights_sha256, "is_of_these_weights": self.weights_sha256 == weights_sha256}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -242,6 +246,16 @@ def nearest_found(labels: npt.NDArray[np.integer]) -> list[int]:
     """
     marked = np.flatnonzero(labels.any(axis=(1, 2)))
     return [int(marked[np.argmin(np.abs(marked - number))]) if marked.size else number for number in range(len(labels))]
+
+
+def painted_box(lead: npt.NDArray[np.floating], label: npt.NDArray[np.integer], found: npt.NDArray[np.bool_]
+                ) -> tuple[slice, slice]:
+    """The smallest box around what was painted of a slice (h, w), which is less than certain, and what was found."""
+    marked = (lead < 1) | (label > 0) | found
+    sides = [np.flatnonzero(marked.any(axis=other)) for other in (1, 0)]
+    if not sides[0].size:
+        return slice(0), slice(0)
+    return slice(int(sides[0][0]), int(sides[0][-1]) + 1), slice(int(sides[1][0]), int(sides[1][-1]) + 1)
 
 
 @lru_cache(maxsize=1)
@@ -272,12 +286,3 @@ def _logistic(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
 def _dice(one: npt.NDArray[np.integer], other: npt.NDArray[np.integer]) -> float:
     size = np.count_nonzero(one) + np.count_nonzero(other)
     return 2 * np.count_nonzero((one == other) & (one > 0)) / size if size else 0.0
-
-
-def painted_box(*marks: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
-    """The smallest box around what any of the masks (h, w) marks."""
-    marked = np.logical_or.reduce(marks)
-    sides = [np.flatnonzero(marked.any(axis=other)) for other in (1, 0)]
-    if not sides[0].size:
-        return slice(0), slice(0)
-    return slice(int(sides[0][0]), int(sides[0][-1]) + 1), slice(int(sides[1][0]), int(sides[1][-1]) + 1)

@@ -16,6 +16,7 @@ import numpy as np
 from mvg_core import __version__
 from mvg_core.backends import BackendChoice
 from mvg_core.engine.answer import VolumeAnswer
+from mvg_core.engine.calibration import Calibration
 from mvg_core.engine.config import PRESETS, EngineConfig
 from mvg_core.engine.images import solve_images
 from mvg_core.engine.segmentation import SegmentationRun
@@ -120,6 +121,7 @@ class VolumeEngine:
         return self._prediction(query, run, answer, started)
 
     def _prediction(self, query: Volume, run: SegmentationRun, answer: VolumeAnswer, started: float) -> Prediction:
+        run.calibrate(answer)
         seconds = time.perf_counter() - started
         painted = max(1, len(answer.quality))
         provenance = {
@@ -127,6 +129,7 @@ class VolumeEngine:
             "seconds_per_slice": round(seconds / painted, 4), "warnings": run.warnings,
             "engine": self.config.to_json(), "backend": self.predictor.backend.name,
             "checkpoint_sha256": self.predictor.backend.checkpoint_sha256,
+            "calibration": Calibration.shipped().described(self.predictor.backend.checkpoint_sha256),
             "versions": {"mvg-core": __version__, "python": platform.python_version(), "numpy": np.__version__}}
         return Prediction(query.with_array(answer.label), query.with_array(answer.confidence), provenance)
 

@@ -23,12 +23,20 @@ class SliceQuality:
     """What is known of the answer to one slice.
 
     Attributes:
-        expected: 0 to 1; of the Dice if something was found, else how sure it is that nothing is there.
+        expected: 0 to 1; of the Dice if something was found, else how sure it is that nothing is there; as the network
+            sees it, which is mostly too much.
         area: voxels found.
+        dice: to be expected by experience, see `Calibration`; None before that was asked.
     """
 
     expected: float
     area: int
+    dice: float | None = None
+
+    @property
+    def expected_dice(self) -> float:
+        """By experience, if known."""
+        return self.expected if self.dice is None else self.dice
 
 
 def quality_of(probabilities: npt.NDArray[np.float32], label: npt.NDArray[np.integer]) -> SliceQuality:
@@ -55,7 +63,7 @@ def suggestions(quality: Mapping[int, SliceQuality], solved: Sequence[int], n_sl
     """
     numbers = [number for number in sorted(quality) if quality[number].area and number not in solved]
     reach = max(1.0, REACH * n_slices)
-    wrong = {number: (1 - quality[number].expected) * quality[number].area for number in numbers}
+    wrong = {number: (1 - quality[number].expected_dice) * quality[number].area for number in numbers}
     named: list[int] = []
     while numbers and len(named) < most:
         gain = {at: sum(lost * float(np.exp(-abs(at - number) / reach)) for number, lost in wrong.items())

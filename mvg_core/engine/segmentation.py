@@ -14,6 +14,7 @@ import numpy.typing as npt
 from mvg_core.cleanup import CleanupConfig, LabelCleanup, clean_up
 from mvg_core.codecs import label_groups
 from mvg_core.engine.answer import VolumeAnswer, lead
+from mvg_core.engine.calibration import Calibration
 from mvg_core.engine.config import EngineConfig
 from mvg_core.engine.consensus import Believed, believed
 from mvg_core.engine.fields import Stack
@@ -111,11 +112,18 @@ class SegmentationRun:
         """What was solved so far, in the first plane."""
         return self._runs[0].answer if self._runs and self._runs[0].answer.quality else None
 
+    def calibrate(self, answer: VolumeAnswer) -> None:
+        """Turn confidence into probabilities, and tell what to expect of slices; in place."""
+        way = Calibration.way(is_own=not self._others, is_fused=self._config.prior in ("fuse", "both"))
+        Calibration.shipped().apply(answer, self._axis, self._solved, way)
+
     def described(self, answer: VolumeAnswer) -> dict[str, Any]:
         """How the answer came about, for a report."""
-        quality = {str(number): {"expected_dice": round(one.expected, 4), "voxels": one.area}
+        quality = {str(number): {"expected_dice": round(one.expected_dice, 4), "soft_dice": round(one.expected, 4),
+                                 "voxels": one.area}
                    for number, one in sorted(answer.quality.items())}
-        doubtful = [number for number, one in sorted(answer.quality.items()) if one.area and one.expected < DOUBTFUL]
+        doubtful = [number for number, one in sorted(answer.quality.items())
+                    if one.area and one.expected_dice < DOUBTFUL]
         first = self._runs[0]
         return {"labels": {str(number): name for number, name in self._task.labels.items()},
                 "plane": self._query.geometry.plane_of_axis(self._axis), "planes": len(self._runs),
@@ -123,8 +131,8 @@ class SegmentationRun:
                 "labelled_slices": list(self._solved), "slice_quality": quality, "doubtful_slices": doubtful,
                 "suggested_slices": suggestions(answer.quality, self._solved, self._query.geometry.shape[self._axis]),
                 "ended_at": sorted(answer.ended), "intensity": self._scaling.to_json(), "tuning": self._tuned,
-                "prompts": first.described() if isinstance(first, Transfer) else [
-                    {"reference": reference.name, "slices": list(self._solved)} for reference in self._own],
+                "prompts": [*({"reference": reference.name, "slices": list(self._solved)} for reference in self._own),
+                            *(first.described() if isinstance(first, Transfer) else [])],
                 "cleanup": self.cleanup}
 
     @property
@@ -142,6 +150,7 @@ class SegmentationRun:
         before = answer.label
         tidied, cleaned = clean_up(self._query.with_array(before), config)
         answer.label = tidied.array.astype(np.uint8, copy=False)
+        answer.confidence = np.where(answer.label == before, answer.confidence, np.float32(0))
         stack = self._stack(self._axis)
         for number in self._solved:
             stack.slice_of(answer.label, number)[...] = stack.slice_of(self._own_label, number)

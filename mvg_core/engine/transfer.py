@@ -155,10 +155,8 @@ class Transfer:
 
     def described(self) -> list[dict[str, Any]]:
         """The references and how they were used, for a report."""
-        return [{"reference": subject.stack.name, "registration": None if subject.alignment is None else {
-            "stage": subject.alignment.stage, "agreement": round(subject.agreement, 4),
-            "quality": round(subject.alignment.quality, 4),
-            "remarks": list(subject.alignment.remarks)}} for subject in self._subjects]
+        return [{"reference": subject.stack.name, "slices": sorted(subject.extents),
+                 "registration": _registration(subject)} for subject in self._subjects]
 
     # --- where ---
 
@@ -372,3 +370,10 @@ def _same_share(here: Stack, number: int, there: Stack) -> int:
     share = number / max(1, here.n_slices - 1)
     alike = {stack.volume.geometry.axis_codes[stack.axis] in "RAS" for stack in (here, there)}
     return round((share if len(alike) == 1 else 1 - share) * (there.n_slices - 1))
+
+
+def _registration(subject: Subject) -> dict[str, Any] | None:
+    if subject.alignment is None:
+        return None
+    return {"stage": subject.alignment.stage, "quality": round(subject.alignment.quality, 4),
+            "agreement": round(subject.agreement, 4), "remarks": list(subject.alignment.remarks)}

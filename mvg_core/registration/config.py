@@ -15,8 +15,8 @@ class RegistrationConfig:
     """How hard to look for a match.
 
     Attributes:
-        turns_degrees: turns in the plane of the slices that are tried, each with every shift, in pictures and stacks of
-            thick slices; hearts, say, are imaged at any angle.
+        turns_degrees: turns in the plane of the slices that are tried, each with every shift, in stacks of thick slices;
+            hearts, say, are imaged at any angle.
         metric: what the affine registration compares; correlation is for one modality and faster.
         affine_mm: images are made this coarse for the affine registration, if they are finer.
         affine_iterations: most steps at each of two resolutions.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -40,11 +41,15 @@ def found_affine(pair: Pair, config: RegistrationConfig) -> tuple[Stage, sitk.Tr
     """The best of what the whole images and the focus say, each shifted, then fitted; and what went wrong."""
     whole = pair.whole()
     remarks: list[str] = []
-    starts: list[Candidate] = [("centre", whole.start()), *_shifts(whole, (0.0,), config, remarks)]
+    starts: list[Candidate] = [("centre", whole.start())]
+    # Pictures are framed by whoever took them: far shifts and turns match worse than what they show in the middle.
+    if pair.n_axes == 3:
+        starts += _shifts(whole, (0.0,), config, remarks)
     if pair.is_focused:
         best = _best(whole, starts, config)[0]
         starts = [best, *_affine(whole, best, config, remarks)]
-    starts += _shifts(pair, config.turns_degrees if _may_be_turned(pair) else (0.0,), config, remarks)
+    if pair.n_axes == 3:
+        starts += _shifts(pair, config.turns_degrees if _may_be_turned(pair) else (0.0,), config, remarks)
     best = _best(pair, starts, config)[:_TRIED]
     stage, found = _best(pair, [*best, *(one for start in best for one in _affine(pair, start, config, remarks))],
                          config)[0]
@@ -52,9 +57,9 @@ def found_affine(pair: Pair, config: RegistrationConfig) -> tuple[Stage, sitk.Tr
 
 
 def _may_be_turned(pair: Pair) -> bool:
-    """Whether slices may have been imaged at any angle: pictures, and stacks of thick slices planned along an organ."""
+    """Whether slices may have been imaged at any angle, as stacks of thick slices are, which are planned by the organ."""
     spacing = sorted(pair.volumes[1].geometry.spacing_mm)
-    return pair.n_axes == 2 or spacing[2] >= _THICK * spacing[1]
+    return spacing[2] >= _THICK * spacing[1]
 
 
 def _best(pair: Pair, candidates: Sequence[Candidate], config: RegistrationConfig) -> list[Candidate]:
@@ -243,8 +248,20 @@ def _optimised(fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, sta
     method.SetSmoothingSigmasPerLevel([config.affine_mm, 0.0])
     method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
     method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(fixed, moving)
+    with _silence():
+        method.Execute(fixed, moving)
     return affine_transform(of_axes(matrix_of(transform), n_axes))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings of ITK on the user's terminal: that images do not overlap on the way is found out anyway."""
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
 def _implausible(transform: sitk.Transform) -> str:
