@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint typecheck check-size train benchmark-speed benchmark-demo benchmark-throughput \
-	benchmark-tuning benchmark-volume package docs clean
+	benchmark-tuning benchmark-engine benchmark-calibration benchmark-volume package docs clean
 
 # The first Python that can make a virtual environment; 3.11 first, because the requirements were pinned with it.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
@@ -77,6 +77,12 @@ benchmark-tuning: venv  ## what test-time tuning and fine-tuning give on ../shar
 
 benchmark-volume: venv  ## cost of slices, prompts, sizes, backends and precisions; peak memory (five minutes)
 	$(BIN)/python benchmarks/volume_cost.py $(ARGS)
+
+benchmark-engine: venv  ## what each part of the volume engine is worth on ../shared/data: Dice and seconds (an hour)
+	$(BIN)/python benchmarks/engine.py --data $(TRAINING_DATA) $(ARGS)
+
+benchmark-calibration: venv  ## fit the engine's confidence to validation subjects again, after weights or presets changed
+	$(BIN)/python benchmarks/calibration.py --data $(TRAINING_DATA) $(ARGS)
 
 package: venv  ## dist/: wheel and source distribution, with ONNX files so that the wheel predicts without PyTorch
 	$(BIN)/python scripts/package.py $(ARGS)

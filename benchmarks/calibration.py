@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from engine_runs import EVIDENCE, REMOTENESS, Run, all_runs, configurations
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from mvg_core.engine.calibration import CONSTANTS, KINDS, Calibration, Curve, Kind, log_odds
 from mvg_core.evaluation.calibration import N_BINS, Reliability
@@ -36,7 +36,8 @@ REGIONS = ("found", "band", "all", "labelled")
 """Voxels given a label; those and the band around true and found labels; all; those with a label in truth or answer."""
 WORTH = 40.0
 """Voxels of one run are worth this many independent ones, for their errors come in patches."""
-_ENOUGH = 3
+SLICES: tuple[Kind, Kind] = ("slice", "empty")
+_ENOUGH = 10
 """Slices that a curve is fitted to at least."""
 
 
@@ -86,19 +87,20 @@ def fitted(runs: Sequence[Run], weights_sha256: str) -> Calibration:
     curves: dict[str, dict[Kind, Curve]] = {}
     for way in sorted({way_of(run) for run in runs}):
         mine = [run for run in runs if way_of(run) == way]
-        slices = {kind: slice_curve(mine, kind) for kind in ("slice", "empty")}
-        voxels = voxel_curves(mine, slices)  # type: ignore[arg-type]
-        curves[way] = {**voxels, **slices}  # type: ignore[dict-item]
+        slices: dict[Kind, Curve] = {}
+        for kind in SLICES:  # of a kind that never came up this way, what is known from all
+            slices[kind] = slice_curve(mine, kind) or slice_curve(runs, kind) or Curve((0.0,) * len(KINDS[kind]), 2.2)
+        curves[way] = {**voxel_curves(mine, slices), **slices}
     shares = [run.beyond[:, 1].sum() / run.beyond.sum() for run in runs if run.beyond.any()]
     return Calibration(curves, round(float(np.mean([*shares, 0.99])), 5), weights_sha256)  # 0.99: nothing is certain
 
 
-def slice_curve(runs: Sequence[Run], kind: Kind) -> Curve:
-    """The true Dice of slices by what is known of them; the slices of a run count as ten."""
+def slice_curve(runs: Sequence[Run], kind: Kind) -> Curve | None:
+    """The true Dice of slices by what is known of them; the slices of a run count as ten. None for too few."""
     rows = [(facts.features(), dice, 10 / len(run.facts)) for run in runs
             for facts, dice in zip(run.facts.values(), run.slice_dice, strict=True) if facts.kind == kind]
     if len(rows) < _ENOUGH:
-        return Curve((0.0,) * len(KINDS[kind]), 0.0)  # nothing is known of them: one half
+        return None
     features, dice, weight = (np.array(column) for column in zip(*rows, strict=True))
     return Curve.fitted(features, dice, weight)
 
@@ -112,8 +114,11 @@ def voxel_curves(runs: Sequence[Run], slices: Mapping[Kind, Curve]) -> dict[Kind
             mine = [(features, counts) for is_found, features, counts in of_run if is_found == (kind == "found")]
             total = sum(counts.sum() for _, counts in mine)
             found += [(features, counts[1] / counts.sum(), WORTH * counts.sum() / total) for features, counts in mine]
-    return {kind: Curve.fitted(*(np.array(column) for column in zip(*found, strict=True)))
-            for kind, found in rows.items()}
+    curves: dict[Kind, Curve] = {}
+    for kind, found in rows.items():
+        features, share, weight = (np.array(column) for column in zip(*found, strict=True))
+        curves[kind] = Curve.fitted(features, share, weight)
+    return curves
 
 
 def _voxels(run: Run, slices: Mapping[Kind, Curve]) -> Iterator[tuple[bool, list[float], npt.NDArray[np.int64]]]:
@@ -123,9 +128,9 @@ def _voxels(run: Run, slices: Mapping[Kind, Curve]) -> Iterator[tuple[bool, list
         quality = float(log_odds(slices[facts.kind](facts.features())))
         background = counts[1 : 1 + n] + counts[1 + n :]
         for place in np.flatnonzero(counts[0].any(axis=-1)):
-            yield True, [EVIDENCE[place], quality], counts[0, place]
+            yield True, [float(EVIDENCE[place]), quality], counts[0, place]
         for zone, place in np.argwhere(background.any(axis=-1)):
-            yield False, [EVIDENCE[place], quality, REMOTENESS[zone]], background[zone, place]
+            yield False, [float(EVIDENCE[place]), quality, float(REMOTENESS[zone])], background[zone, place]
 
 
 # ------------------------------------------------------------------------------------------------------- is it true?
@@ -178,7 +183,9 @@ class Judged:
 def _reliability(sure: npt.NDArray[np.floating], voxels: npt.NDArray[np.integer]) -> Reliability:
     """Of voxels (bins, wrong or right), each bin with its confidence."""
     place, total = np.minimum((sure * N_BINS).astype(int), N_BINS - 1), voxels.sum(axis=-1)
-    return Reliability(*(np.bincount(place, weights, N_BINS) for weights in (total, total * sure, voxels[:, 1])))
+    n, confidence, right = (np.bincount(place, weights, N_BINS).astype(np.float64)
+                                  for weights in (total, total * sure, voxels[:, 1]))
+    return Reliability(n, confidence, right)
 
 
 def judgements(runs: Sequence[Run], weights_sha256: str) -> Iterator[Judged]:
@@ -256,7 +263,7 @@ def _slice_row(judged: Sequence[Judged]) -> dict[str, Any]:
     return {"slices": len(rows), "mean_dice": round(float(truth.mean()), 3),
             "mean_absolute_error": [round(float(np.abs(one - truth).mean()), 3) for one in (before, after)],
             "pearson": [round(float(np.corrcoef(one, truth)[0, 1]), 3) for one in (before, after)],
-            "spearman": [round(float(spearmanr(one, truth).statistic), 3) for one in (before, after)]}
+            "spearman": [round(float(np.corrcoef(rankdata(one), rankdata(truth))[0, 1]), 3) for one in (before, after)]}
 
 
 # ---------------------------------------------------------------------------------------------------------- shown

@@ -59,13 +59,13 @@ BAND = 5
 N_BINS = 64
 """Of the evidence, from 0 to `MOST_EVIDENCE`."""
 EVIDENCE = (np.arange(N_BINS) + 0.5) / N_BINS * MOST_EVIDENCE
-_EDGES = np.arange(-5, 3)
-REMOTENESS = np.append(_EDGES - 0.5, 2.25)
+_EDGES = np.arange(-5, 2.5, 0.5)
+REMOTENESS = np.append(_EDGES - 0.25, 2.16)
 """Of the background: the middle of each bin of log2(remoteness)."""
 N_ZONES = 1 + 2 * len(REMOTENESS)
 """Where labels were found; background in the band by remoteness; background outside the band by remoteness."""
 REGISTRATION, DEMONS = "registration alone", "demons chained, whole slices"
-SOURCES = ("engine/answer.py", "engine/config.py", "engine/fields.py", "engine/painter.py", "engine/propagation.py",
+SOURCES = ("engine/answer.py", "engine/consensus.py", "engine/fields.py", "engine/painter.py", "engine/propagation.py",
            "engine/quality.py", "engine/segmentation.py", "engine/transfer.py", "backends.py", "cleanup.py",
            "codecs.py", "demons.py", "intensity.py", "predict.py", "registration", "slices.py", "tuning.py")
 """What decides an answer; other files may change without any run being repeated."""
@@ -96,7 +96,10 @@ USES = tuple(Use(data, n, ACQUISITION if (data, n) == ("heart_acdc", 0) else "au
              for data in ("heart_acdc", "hippocampus_t1", "headneck_ct") for n in (0, 1, 8))
 
 
-def configurations() -> dict[str, tuple[EngineConfig, Callable[[Use], bool]]]:
+Where = Callable[[Use], bool]
+
+
+def configurations() -> dict[str, tuple[EngineConfig, Where]]:
     """Name -> configuration, and for which uses it can make a difference."""
     def always(_: Use) -> bool:
         return True
@@ -113,7 +116,7 @@ def configurations() -> dict[str, tuple[EngineConfig, Callable[[Use], bool]]]:
     def cubes(use: Use) -> bool:
         return subjects(use) and use.data != "heart_acdc"
 
-    changed: dict[str, tuple[dict[str, Any], Callable[[Use], bool]]] = {
+    changed: dict[str, tuple[dict[str, Any], Where]] = {
         "no focus": ({"focus": 0}, always),
         "no memory": ({"memory": 0}, slices),
         "no prior": ({"prior": "off"}, always),
@@ -131,7 +134,7 @@ def configurations() -> dict[str, tuple[EngineConfig, Callable[[Use], bool]]]:
         "largest component": ({"largest_component": True}, always),
         "tuned 30 steps": ({"tuning": 30}, lambda use: use.n_references < 2),
     }
-    found = {name: (config, always) for name, config in PRESETS.items()}
+    found: dict[str, tuple[EngineConfig, Where]] = {name: (config, always) for name, config in PRESETS.items()}
     base = PRESETS["balanced"]
     for name, (changes, where) in changed.items():
         config = replace(base, **changes)
@@ -263,6 +266,7 @@ def solve(predictor: Predictor, problem: Problem, name: str, config: EngineConfi
             run = SegmentationRun(predictor, config, problem.query, problem.references, problem.task, problem.axis,
                                   None)
             answer = run.solve(Watch())
+            answer.match = run.match
     return answer, time.process_time() - started + shared.saved_s
 
 
@@ -350,7 +354,7 @@ class Run:
 def scored(problem: Problem, name: str, answer: VolumeAnswer, cpu_s: float) -> Run:
     """Compare an answer with the truth."""
     axis, truth = problem.axis, np.moveaxis(problem.target, problem.axis, 0)
-    label, lead = (np.moveaxis(array, axis, 0) for array in (answer.label, answer.confidence))
+    label, lead = np.moveaxis(answer.label, axis, 0), np.moveaxis(answer.confidence, axis, 0)
     counted = np.setdiff1d(np.arange(len(truth)), problem.solved)
     dice = mean_dice(label[counted], truth[counted], problem.task.foreground)
     band, right, located = _band((label > 0) | (truth > 0)), label == truth, nearest_found(label)
@@ -400,7 +404,7 @@ def _band(marked: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     wide = binary_dilation(marked, iterate_structure(cross, BAND))
     along = np.zeros((3, 3, 3), bool)
     along[:, 1, 1] = True
-    return binary_dilation(wide, along)
+    return np.asarray(binary_dilation(wide, along), bool)
 
 
 # -------------------------------------------------------------------------------------------------------- many runs

@@ -46,7 +46,7 @@ class DemonsConfig:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
 
 
-SLICE_DEMONS = DemonsConfig(iterations=(30, 30, 30), smooth=1.5)
+SLICE_DEMONS = DemonsConfig(match_histogram=False)
 """What neighbouring slices are registered with, see docs/explanation/registration-prior.md."""
 
 

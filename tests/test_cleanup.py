@@ -161,6 +161,13 @@ def test_only_the_labels_asked_for_are_tidied() -> None:
     assert [each.label for each in report] == [2]
 
 
+def test_holes_of_labels_not_asked_for_stay() -> None:
+    array = with_hole()
+    array[0, 0, 0] = 1
+    tidied, _ = clean_up(volume(array), CleanupConfig(fill_holes=True, labels=(1,)))
+    assert tidied.array[4, 4, 4] == 0
+
+
 def test_one_slice_is_tidied_in_its_plane() -> None:
     tidied, report = clean_up(Volume.from_array(with_hole()[:, :, 4]), CleanupConfig(fill_holes=True))
     assert (tidied.array == 3).sum() == 25

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import SimpleITK as sitk
 
-from mvg_core.registration import Alignment, DemonsConfig, RegistrationConfig, align, refine, warp_volume
+from mvg_core.registration import Alignment, DemonsConfig, RegistrationConfig, align, find, refine, search, warp_volume
 from mvg_core.registration.grids import block_means
 from mvg_core.resample import resample_to
 from mvg_core.volume import Geometry, Volume
@@ -267,8 +267,9 @@ def test_pictures_are_bent(brain: Case) -> None:
 
 
 def test_mirrored_storage_of_a_picture_makes_no_difference(brain: Case) -> None:
-    """The same slice, stored from the other side: what is displayed is what counts."""
+    """The same slice shown further to the side, stored from the other side: what is displayed is what counts."""
     query, reference = picture(brain, 24), picture(brain, 24)
+    reference = Case(*(each.with_array(np.roll(each.array, 4, axis=0)) for each in (reference.image, reference.label)))
     stored = Geometry(reference.image.geometry.shape, reference.image.geometry.affine @ shifted(48, 0, 0)
                       @ np.diag([-1.0, 1, 1, 1]))
     mirrored = Case(Volume(reference.image.array[::-1], stored), Volume(reference.label.array[::-1], stored))
@@ -337,3 +338,46 @@ def test_stack_of_thick_slices_is_found_turned(brain: Case) -> None:
                              affine_only=True) for turns in ((0, 60, -60), (0,)))
     assert errors_mm(found, truth, query.label).mean() < 3
     assert errors_mm(straight, truth, query.label).mean() > 6
+
+
+# --- steps that fail are left out and said; the faults are planted ---
+
+
+def test_demons_that_make_it_worse_are_left_out(brain: Case, wave: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(fixed: sitk.Image, moving: sitk.Image, config: DemonsConfig) -> sitk.Image:
+        noise = np.random.default_rng(0).normal(0, 20, (*fixed.GetSize()[::-1], 3))
+        field = sitk.GetImageFromArray(noise, isVector=True)
+        field.CopyInformation(fixed)
+        return field
+
+    monkeypatch.setattr(find, "demons", torn)
+    reference, affine, _ = wave
+    kept = refine(affine, brain.image, reference.image, FAST)
+    assert kept.stage == affine.stage
+    assert "demons were left out: the match fell" in kept.remarks[-1]
+    np.testing.assert_array_equal(kept.label(reference.label).array, affine.label(reference.label).array)
+
+
+def test_demons_that_fail_are_left_out(brain: Case, wave: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(fixed: sitk.Image, moving: sitk.Image, config: DemonsConfig) -> sitk.Image:
+        raise RuntimeError("itk::ERROR: Filter(0x1):\n something was wrong")
+
+    monkeypatch.setattr(find, "demons", failing)
+    reference, affine, _ = wave
+    kept = refine(affine, brain.image, reference.image, FAST)
+    assert kept.stage == affine.stage
+    assert kept.remarks[-1] == "demons failed (something was wrong)"
+
+
+@pytest.mark.parametrize("scale", [3.0, 0.1])
+def test_impossible_affine_transforms_are_left_out(brain: Case, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    def flattened(*_: object) -> sitk.Transform:
+        transform = sitk.AffineTransform(3)
+        transform.Scale((1.0, 1.0, scale))
+        return transform
+
+    monkeypatch.setattr(search, "_optimised", flattened)
+    kept = align(brain.image, brain.image, FAST, affine_only=True)
+    assert kept.stage in ("centre", "shift")
+    assert any("left out: it scales by" in remark for remark in kept.remarks)
+    assert kept.quality > 0.99

@@ -21,6 +21,7 @@ class VolumeAnswer:
             after `Calibration.apply` the probability that the label is right.
         quality: of the slices that were predicted, by number.
         ended: slices at which the structures had ended.
+        match: how well the best registered reference lies on the query, 0 to 1; one half where nothing was registered.
         probabilities: float16 (I, J, K, L), without background; None where nobody needs them.
     """
 
@@ -28,6 +29,7 @@ class VolumeAnswer:
     confidence: npt.NDArray[np.float32]
     quality: dict[int, SliceQuality] = field(default_factory=dict)
     ended: list[int] = field(default_factory=list)
+    match: float = 0.5
     probabilities: npt.NDArray[np.float16] | None = None
 
     @classmethod

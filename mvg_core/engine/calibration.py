@@ -35,7 +35,7 @@ _STEPS = 60
 Kind = Literal["found", "background", "slice", "empty"]
 KINDS: Mapping[Kind, tuple[str, ...]] = {
     "found": ("evidence", "slice"), "background": ("evidence", "slice", "remoteness"),
-    "slice": ("soft_dice", "overlap", "distance", "end"), "empty": ("soft_dice", "distance")}
+    "slice": ("soft_dice", "overlap", "distance", "end", "match"), "empty": ("soft_dice", "distance", "match")}
 """What each curve looks at; all but the last two kinds are about voxels."""
 
 
@@ -51,6 +51,7 @@ class SliceFacts:
         distance: slices to the nearest labelled one, as a share of the slices in which something was found; 0 without
             labelled slices.
         end: 0 in the middle of what was found, 1 at its ends, more beyond.
+        match: see `VolumeAnswer.match`; one half where nothing was registered.
     """
 
     soft_dice: float
@@ -58,13 +59,14 @@ class SliceFacts:
     overlap: float
     distance: float
     end: float
+    match: float = 0.5
 
     def features(self) -> npt.NDArray[np.float64]:
         """What its curve looks at, in the order of `KINDS`; more is better."""
-        odds = log_odds(self.soft_dice)
+        odds, match, far = log_odds(self.soft_dice), log_odds(self.match), np.log1p(10 * self.distance)
         if not self.area:
-            return np.array([odds, -np.log1p(10 * self.distance)])
-        return np.array([odds, log_odds(self.overlap), -np.log1p(10 * self.distance), -min(self.end, 2.0)])
+            return np.array([odds, -far, match])
+        return np.array([odds, log_odds(self.overlap), -far, -min(self.end, 2.0), match])
 
     @property
     def kind(self) -> Kind:
@@ -91,14 +93,14 @@ def facts_of(answer: VolumeAnswer, axis: int, solved: Sequence[int]) -> dict[int
         facts[number] = SliceFacts(
             quality.expected, quality.area, float(np.mean([_dice(labels[number], other) for other in beside] or [0])),
             abs(number - nearest) / (last - first + 1),
-            abs(number - (first + last) / 2) / max(1.0, (last - first) / 2))
+            abs(number - (first + last) / 2) / max(1.0, (last - first) / 2), answer.match)
     return facts
 
 
 def evidence_of(lead: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """The lead of a label as log odds: exactly that of the better label where there are two."""
     lead = np.clip(lead, 0, np.tanh(MOST_EVIDENCE / 2)).astype(np.float32)
-    return np.minimum(np.log1p(lead) - np.log1p(-lead), np.float32(MOST_EVIDENCE))
+    return np.minimum(np.log1p(lead) - np.log1p(-lead), np.float32(MOST_EVIDENCE)).astype(np.float32, copy=False)
 
 
 def remoteness_of(found: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
@@ -115,7 +117,7 @@ def remoteness_of(found: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         ahead = np.minimum.accumulate(steps - along, axis=axis) + along
         behind = np.flip(np.minimum.accumulate(np.flip(steps + along, axis), axis=axis), axis) - along
         steps = np.minimum(ahead, behind)
-    return np.clip(steps / np.float32(np.sqrt(np.count_nonzero(found))), _NEAREST, _FARTHEST)
+    return np.clip(steps / np.sqrt(np.count_nonzero(found)), _NEAREST, _FARTHEST).astype(np.float32)
 
 
 def log_odds(share: Any) -> Any:
@@ -192,7 +194,7 @@ class Calibration:
             solved: slices that were labelled by hand, which are right by definition.
             way: see `curves`.
         """
-        labels, confidence = (np.moveaxis(array, axis, 0) for array in (answer.label, answer.confidence))
+        labels, confidence = np.moveaxis(answer.label, axis, 0), np.moveaxis(answer.confidence, axis, 0)
         facts, nearest = facts_of(answer, axis, solved), nearest_found(labels)
         for number in sorted(set(range(len(labels))) - set(solved)):
             sure = np.full(labels.shape[1:], self.beyond, np.float32)

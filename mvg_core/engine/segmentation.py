@@ -114,6 +114,7 @@ class SegmentationRun:
 
     def calibrate(self, answer: VolumeAnswer) -> None:
         """Turn confidence into probabilities, and tell what to expect of slices; in place."""
+        answer.match = self.match
         way = Calibration.way(is_own=not self._others, is_fused=self._config.prior in ("fuse", "both"))
         Calibration.shipped().apply(answer, self._axis, self._solved, way)
 
@@ -213,6 +214,11 @@ class SegmentationRun:
         watch.check()
         self._registered = believed(self._query, self._others, found, affine_only=not bend)
         return done
+
+    @property
+    def match(self) -> float:
+        """See `VolumeAnswer.match`."""
+        return max((one.alignment.quality * one.agreement for one in self._registered), default=VolumeAnswer.match)
 
     @property
     def _is_registered(self) -> bool:

@@ -225,7 +225,7 @@ class Transfer:
         """The slice of a reference, and the part of it, that shows what a cut of the query shows."""
         there = subject.stack
         if subject.placed is None:
-            return _same_share(self.stack, cut.number, there), there.whole
+            return int(np.clip(_same_share(self.stack, cut.number, there), *subject.first_and_last)), there.whole
         first, second = self.stack.in_plane
         corners = np.zeros((3, 3))
         corners[:, self.stack.axis] = cut.number
@@ -367,7 +367,7 @@ def _is_picture(geometry: Geometry) -> bool:
 
 def _same_share(here: Stack, number: int, there: Stack) -> int:
     """The slice at the same share of the way through another volume, stored this way or that."""
-    share = number / max(1, here.n_slices - 1)
+    share = number / (here.n_slices - 1) if here.n_slices > 1 else 0.5
     alike = {stack.volume.geometry.axis_codes[stack.axis] in "RAS" for stack in (here, there)}
     return round((share if len(alike) == 1 else 1 - share) * (there.n_slices - 1))
 

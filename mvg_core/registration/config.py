@@ -15,8 +15,8 @@ class RegistrationConfig:
     """How hard to look for a match.
 
     Attributes:
-        turns_degrees: turns in the plane of the slices that are tried, each with every shift, in stacks of thick slices;
-            hearts, say, are imaged at any angle.
+        turns_degrees: turns in the plane of the slices that are tried, each with every shift, in stacks of thick
+            slices; hearts, say, are imaged at any angle.
         metric: what the affine registration compares; correlation is for one modality and faster.
         affine_mm: images are made this coarse for the affine registration, if they are finer.
         affine_iterations: most steps at each of two resolutions.
@@ -35,8 +35,8 @@ class RegistrationConfig:
     affine_mm: float = 4.0
     affine_iterations: int = 60
     samples: int = 8_000
-    demons_mm: float | None = 2.0
-    demons: DemonsConfig = field(default_factory=DemonsConfig)
+    demons_mm: float | None = 1.5
+    demons: DemonsConfig = field(default_factory=lambda: DemonsConfig(smooth=1.0))
     seed: int = 1
     threads: int = 1
 

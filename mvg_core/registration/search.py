@@ -57,7 +57,7 @@ def found_affine(pair: Pair, config: RegistrationConfig) -> tuple[Stage, sitk.Tr
 
 
 def _may_be_turned(pair: Pair) -> bool:
-    """Whether slices may have been imaged at any angle, as stacks of thick slices are, which are planned by the organ."""
+    """Whether slices may have been imaged at any angle, as stacks of thick slices are: planned by the organ."""
     spacing = sorted(pair.volumes[1].geometry.spacing_mm)
     return spacing[2] >= _THICK * spacing[1]
 
