@@ -59,8 +59,8 @@ BAND = 5
 N_BINS = 64
 """Of the evidence, from 0 to `MOST_EVIDENCE`."""
 EVIDENCE = (np.arange(N_BINS) + 0.5) / N_BINS * MOST_EVIDENCE
-_EDGES = np.arange(-5, 2.5, 0.5)
-REMOTENESS = np.append(_EDGES - 0.25, 2.16)
+_EDGES = np.arange(-5, 2.3, 0.25)
+REMOTENESS = np.append(_EDGES - 0.125, 2.29)
 """Of the background: the middle of each bin of log2(remoteness)."""
 N_ZONES = 1 + 2 * len(REMOTENESS)
 """Where labels were found; background in the band by remoteness; background outside the band by remoteness."""

@@ -41,7 +41,8 @@ class VolumeAnswer:
     def copy(self) -> VolumeAnswer:
         """The same once more."""
         kept = None if self.probabilities is None else self.probabilities.copy()
-        return VolumeAnswer(self.label.copy(), self.confidence.copy(), dict(self.quality), list(self.ended), kept)
+        return VolumeAnswer(self.label.copy(), self.confidence.copy(), dict(self.quality), list(self.ended), self.match,
+                            kept)
 
     def write(self, number: int, cut: Cut, probabilities: npt.NDArray[np.float32], label: npt.NDArray[np.uint8],
               quality: SliceQuality) -> None:

@@ -24,7 +24,7 @@ class RegistrationConfig:
         demons_mm: images are made this coarse for the demons, if they are finer; None leaves the demons out.
         demons: how far the demons go.
         seed: of the choice of voxels.
-        threads: most CPU threads.
+        threads: most CPU threads, also of the demons.
 
     Raises:
         ValueError: a number is out of range, or the metric unknown.

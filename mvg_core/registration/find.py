@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import SimpleITK as sitk
@@ -62,7 +63,7 @@ def refine(alignment: Alignment, query: Volume, image: Volume, config: Registrat
     reached = resampled(seen.working(1, config.demons_mm), fixed, affine, threads=config.threads)
     remarks = alignment.remarks
     try:
-        bent = demons(fixed, reached, config.demons)
+        bent = demons(fixed, reached, replace(config.demons, threads=config.threads))
     except RuntimeError as error:
         remarks += (f"demons failed ({reason_of(error)})",)
         return _finished(pair, alignment.stage, affine, None, remarks, config, started, alignment)
