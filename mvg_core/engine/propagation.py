@@ -114,7 +114,7 @@ class Propagation:
                 examples.append(Example(cut.image, cut.label_of_box(guess), weight=config.trust))
         native = cut.back(self.painter.paint(cut.image, examples))
         if prior is not None and config.prior in ("fuse", "both"):
-            native = native + np.float32(config.prior_weight) * (prior - native)
+            native += (prior - native) * config.prior_weight  # in place, so that it stays float32
         label = self.painter.decide(native)
         quality = quality_of(native, label)
         self.answer.write(number, cut, native, label, quality)
