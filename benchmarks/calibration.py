@@ -32,8 +32,11 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, IMAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "images" / "calibration.png"
 PRESETS_TO_FIT = ("fast", "balanced")
 """Both ways of deciding: by the network alone, and with a registration averaged in."""
-REGIONS = ("found", "band", "all", "labelled")
-"""Voxels given a label; those and the band around true and found labels; all; those with a label in truth or answer."""
+REGIONS = ("found", "near", "band", "all", "labelled")
+"""Voxels given a label; those and what is nearer to them than half their extent; those and the band around true and
+found labels; all; those with a label in truth or answer."""
+NEAR = -1.0
+"""Largest log2(remoteness) of what is near."""
 WORTH = 40.0
 """Voxels of one run are worth this many independent ones, for their errors come in patches."""
 SLICES: tuple[Kind, Kind] = ("slice", "empty")
@@ -79,7 +82,7 @@ def report(runs: Sequence[Run], weights_sha256: str, *, dry: bool = False) -> No
 def way_of(run: Run) -> str:
     """How the answer came about."""
     config = configurations()[run.config][0]
-    return Calibration.way(is_own=run.is_own, is_fused=config.prior in ("fuse", "both"))
+    return Calibration.way(run.n_others, is_fused=config.prior in ("fuse", "both"))
 
 
 def fitted(runs: Sequence[Run], weights_sha256: str) -> Calibration:
@@ -157,13 +160,10 @@ class Judged:
         for dice, counts in zip(self.dice, run.counts, strict=True):
             quality = log_odds(dice)
             for zone in range(1 + 2 * n):
-                voxels = counts[zone]
-                if zone > n and region in ("found", "band"):
+                if zone and not _is_in(zone, region):
                     continue
-                if zone > 0 and region == "found":
-                    continue
-                if zone > 0 and region == "labelled":
-                    voxels = voxels * [1, 0]  # background that is wrong: a label was missed
+                # Background belongs to the labelled voxels if it is wrong, that is if a label was missed.
+                voxels = counts[zone] * [1, 0] if zone and region == "labelled" else counts[zone]
                 sure = lead
                 if calibration is not None and zone == 0:
                     features = np.column_stack([EVIDENCE, np.full(len(EVIDENCE), quality)])
@@ -173,11 +173,19 @@ class Judged:
                                                 np.full(len(EVIDENCE), REMOTENESS[(zone - 1) % n])])
                     sure = calibration.curves[self.way]["background"](features)
                 parts.append(_reliability(sure, voxels))
-        if region != "found":
+        if region not in ("found", "near"):
             beyond = {"band": run.beyond[0], "all": run.beyond.sum(axis=0),
                       "labelled": run.beyond.sum(axis=0) * [1, 0]}[region]
             parts.append(_reliability(np.array([1.0 if calibration is None else calibration.beyond]), beyond[None]))
         return Reliability.total(parts)
+
+
+def _is_in(zone: int, region: str) -> bool:
+    """Whether a zone of the background belongs to a region, as a whole or in part."""
+    n = len(REMOTENESS)
+    if region == "near":
+        return REMOTENESS[(zone - 1) % n] < NEAR
+    return region in ("all", "labelled") or (region == "band" and zone <= n)
 
 
 def _reliability(sure: npt.NDArray[np.floating], voxels: npt.NDArray[np.integer]) -> Reliability:
@@ -242,6 +250,10 @@ def _groups(judged: Sequence[Judged]) -> Iterator[tuple[str, list[Judged]]]:
             if mine:
                 yield f"{config}: {use}", mine
         yield f"{config}: all", [one for one in judged if one.run.config == config]
+    for name, most in (("one slice", 0), ("1 volume", 1), ("8 volumes", 8)):
+        mine = [one for one in judged if one.run.n_others == most]
+        if mine:
+            yield f"all: {name}", mine
     yield "all", list(judged)
 
 
@@ -274,7 +286,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     def pair(values: Sequence[float], digits: int = 3) -> str:
         return " -> ".join(f"{value:.{digits}f}" for value in values)
 
-    shown = [*REGIONS[:3], "band, each volume", "labelled"]
+    shown = [*REGIONS[:3], "band, each volume", *REGIONS[3:]]
     lines = [f"Before -> after calibration; every subject judged by curves fitted to other subjects. "
              f"{found['runs']} runs, {found['subjects']} subjects, weights {found['weights_sha256'][:8]}.", "",
              "Expected calibration error of voxels", "",
@@ -287,14 +299,14 @@ def markdown(found: Mapping[str, Any]) -> str:
               f"{pair(row['pearson'], 2)} | {pair(row['spearman'], 2)} |" for row in found["slices"]]
     if found["other_data"]:
         lines += ["", "Data sets judged by curves fitted to the others alone", "",
-                  "| data | found | band | all | mean absolute error of slices | Pearson |", "|---" * 6 + "|"]
-        lines += [f"| {row['data']} | {pair(row['found'])} | {pair(row['band'])} | {pair(row['all'])} | "
+                  "| data | found | near | band | all | mean absolute error of slices | Pearson |", "|---" * 7 + "|"]
+        lines += [f"| {row['data']} | {' | '.join(pair(row[region]) for region in REGIONS[:4])} | "
                   f"{pair(row['mean_absolute_error'])} | {pair(row['pearson'], 2)} |" for row in found["other_data"]]
     return "\n".join(lines) + "\n"
 
 
 def picture(judged: Sequence[Judged]) -> bytes:
-    """Reliability of the band before and after, and expected against true Dice of slices."""
+    """Reliability around what was found, before and after, and expected against true Dice of slices."""
     import io
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -307,17 +319,17 @@ def picture(judged: Sequence[Judged]) -> bytes:
         axes = figure.add_subplot(1, 1 + len(configs), column)
         axes.plot([0, 1], [0, 1], "--", color="#6b7785", linewidth=1)
         for when, colour in (("before", "#c4590a"), ("after", "#2166ac")):
-            total = Reliability.total(getattr(one, when)["band"] for one in judged if one.run.config == config)
+            total = Reliability.total(getattr(one, when)["near"] for one in judged if one.run.config == config)
             curve = [point for point in total.curve() if point[2] >= 50]
             axes.plot([x for x, *_ in curve], [y for _, y, _ in curve], "o-", color=colour, markersize=4,
                       label=f"{when}: error {total.expected_error:.3f}")
-        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", title=f"{config}: voxels around structures",
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", title=f"{config}: voxels near what was found",
                  ylabel="share that is right")
         axes.legend(loc="upper left", frameon=False)
     axes = figure.add_subplot(1, 1 + len(configs), 1 + len(configs))
     axes.plot([0, 1], [0, 1], "--", color="#6b7785", linewidth=1)
     for is_own, colour in ((True, "#2166ac"), (False, "#c4590a")):
-        points = [(dice, true) for one in judged if one.run.is_own == is_own and one.run.config == "balanced"
+        points = [(dice, true) for one in judged if (not one.run.n_others) == is_own and one.run.config == "balanced"
                   for facts, dice, true in zip(one.facts, one.dice, one.run.slice_dice, strict=True) if facts.area]
         axes.plot(*(zip(*points, strict=True) if points else ([], [])), ".", color=colour, markersize=4, alpha=0.6,
                   label="one labelled slice" if is_own else "other subjects")

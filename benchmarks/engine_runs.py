@@ -329,9 +329,10 @@ class Run:
         return self.use.split(",")[0]
 
     @property
-    def is_own(self) -> bool:
-        """Whether a slice of the volume itself was given."""
-        return "one slice" in self.use
+    def n_others(self) -> int:
+        """Labelled volumes of other subjects that were given."""
+        number = self.use.split(", ")[1].split()[0]
+        return int(number) if number.isdigit() else 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; of the counts only those above 0."""

@@ -37,7 +37,7 @@ from mvg_core.evaluation.calibration import Reliability
 from mvg_core.references import Reference
 from mvg_core.weights import file_sha256, find_weights
 
-WAYS = [Calibration.way(is_own=own, is_fused=fused) for own in (True, False) for fused in (True, False)]
+WAYS = [Calibration.way(n_others, is_fused=fused) for n_others in (0, 1, 3) for fused in (True, False)]
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_an_answer_says_how_it_was_calibrated() -> None:
     reference = Reference(volume(200.0 * labels[::-1]), volume(labels[::-1]))
     others = engine(Grey()).solve(query, reference, window=GREYS, plane=2)
     facts = SliceFacts(one["soft_dice"], 36, 1.0, 0.0, 0.5)  # WHOLE registers nothing
-    expected = Calibration.shipped().dice(facts, "others, network")
+    expected = Calibration.shipped().dice(facts, "few others, network")
     assert others.provenance["slice_quality"]["1"]["expected_dice"] == pytest.approx(expected, abs=1e-3)
 
 
@@ -294,7 +294,7 @@ def test_no_subject_is_judged_by_curves_that_know_it(benchmark: SimpleNamespace,
 
 def test_overconfidence_is_cured(benchmark: SimpleNamespace, made_up: list[Any]) -> None:
     judged = list(benchmark.calibration.judgements(made_up, "sha"))
-    for region in ("found", "band", "all"):
+    for region in ("found", "near", "band", "all"):
         before, after = (Reliability.total(getattr(one, when)[region] for one in judged).expected_error
                          for when in ("before", "after"))
         assert before > 0.15

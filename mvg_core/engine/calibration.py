@@ -23,10 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mvg_core.engine.answer import VolumeAnswer
+from mvg_core.engine.consensus import FEWEST
 
 CONSTANTS = Path(__file__).with_name("calibration.json")
 MOST_EVIDENCE = 10.0
 """A lead is worth at most this much: single precision tells no larger ones apart."""
+_MOST_LEAD = float(np.tanh(MOST_EVIDENCE / 2))
 _LEAST, _MOST = 0.01, 0.99
 """Dice values are kept off 0 and 1, whose log odds are infinite."""
 _NEAREST, _FARTHEST = 0.02, 5.0
@@ -82,7 +84,7 @@ def facts_of(answer: VolumeAnswer, axis: int, solved: Sequence[int]) -> dict[int
         axis: along which slices are taken.
         solved: slices that were labelled by hand.
     """
-    labels = np.moveaxis(answer.label, axis, 0)
+    labels = np.ascontiguousarray(np.moveaxis(answer.label, axis, 0))  # slices are read several times
     marked = np.flatnonzero(labels.any(axis=(1, 2)))
     first, last = (int(marked[0]), int(marked[-1])) if marked.size else (0, len(labels) - 1)
     facts = {}
@@ -99,8 +101,8 @@ def facts_of(answer: VolumeAnswer, axis: int, solved: Sequence[int]) -> dict[int
 
 def evidence_of(lead: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """The lead of a label as log odds: exactly that of the better label where there are two."""
-    lead = np.clip(lead, 0, np.tanh(MOST_EVIDENCE / 2)).astype(np.float32)
-    return np.minimum(np.log1p(lead) - np.log1p(-lead), np.float32(MOST_EVIDENCE)).astype(np.float32, copy=False)
+    lead = np.clip(lead, 0, _MOST_LEAD).astype(np.float32, copy=False)
+    return np.log((1 + lead) / (1 - lead))
 
 
 def remoteness_of(found: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
@@ -140,11 +142,15 @@ class Curve:
 
     def __call__(self, features: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
         """Probabilities (...) of features (..., F)."""
-        return _logistic(features @ np.array(self.weights, features.dtype) + features.dtype.type(self.offset))
+        return _logistic(self.odds(*np.moveaxis(features, -1, 0)))
+
+    def odds(self, *features: Any) -> Any:
+        """Log odds, of features one by one."""
+        return sum((weight * feature for weight, feature in zip(self.weights, features, strict=True)), self.offset)
 
     @classmethod
     def fitted(cls, features: npt.NDArray[np.floating], share: npt.NDArray[np.floating],
-               weight: npt.NDArray[np.floating], ridge: float = 1.0) -> Curve:
+               weight: npt.NDArray[np.floating], ridge: float = 0.3) -> Curve:
         """The most likely curve whose weights are all 0 or more: more of a feature never makes a label less likely.
 
         Args:
@@ -171,7 +177,8 @@ class Calibration:
     """Curves for every way in which an answer can come about.
 
     Attributes:
-        curves: way ("own" or "others": whose labels; "fused" or "network": with or without a registration) -> kind.
+        curves: way (whose labels: "own", of "few others", who cannot be compared with each other, or of "many others";
+            "fused" with a registration's answer, or the "network" alone) -> kind -> curve.
         beyond: probability that a voxel that was never painted is background.
         weights_sha256: of the network that was measured.
     """
@@ -181,9 +188,10 @@ class Calibration:
     weights_sha256: str
 
     @staticmethod
-    def way(*, is_own: bool, is_fused: bool) -> str:
-        """The key of `curves`."""
-        return f"{'own' if is_own else 'others'}, {'fused' if is_fused else 'network'}"
+    def way(n_others: int, *, is_fused: bool) -> str:
+        """The key of `curves` for so many references of other subjects."""
+        whose = "own" if not n_others else "few others" if n_others < FEWEST else "many others"
+        return f"{whose}, {'fused' if is_fused else 'network'}"
 
     def apply(self, answer: VolumeAnswer, axis: int, solved: Sequence[int], way: str) -> None:
         """Turn confidence into probabilities, and tell the Dice to expect of every slice; labels stay as they are.
@@ -194,17 +202,18 @@ class Calibration:
             solved: slices that were labelled by hand, which are right by definition.
             way: see `curves`.
         """
-        labels, confidence = np.moveaxis(answer.label, axis, 0), np.moveaxis(answer.confidence, axis, 0)
+        labels = np.ascontiguousarray(np.moveaxis(answer.label, axis, 0))
+        confidence = np.moveaxis(answer.confidence, axis, 0)
         facts, nearest = facts_of(answer, axis, solved), nearest_found(labels)
         for number in sorted(set(range(len(labels))) - set(solved)):
             sure = np.full(labels.shape[1:], self.beyond, np.float32)
             if number in facts:
                 dice = self.dice(facts[number], way)
                 answer.quality[number] = replace(answer.quality[number], dice=dice)
+                lead, label = np.ascontiguousarray(confidence[number]), labels[number]
                 found = labels[nearest[number]] > 0
-                box = painted_box(confidence[number], labels[number], found)
-                sure[box] = self.probabilities(confidence[number][box], labels[number][box],
-                                               remoteness_of(found[box]), dice, way)
+                box = painted_box(lead, label, found)
+                sure[box] = self.probabilities(lead[box], label[box], remoteness_of(found[box]), dice, way)
             confidence[number] = sure
         confidence[list(solved)] = 1
 
@@ -215,10 +224,10 @@ class Calibration:
     def probabilities(self, lead: npt.NDArray[np.floating], label: npt.NDArray[np.integer],
                       remoteness: npt.NDArray[np.floating], dice: float, way: str) -> npt.NDArray[np.float32]:
         """That the label of each voxel (...) of a slice is right, if `dice` is expected of it."""
-        evidence, quality = evidence_of(lead), np.full(lead.shape, log_odds(dice), np.float32)
-        found = self.curves[way]["found"](np.stack([evidence, quality], axis=-1))
-        background = self.curves[way]["background"](np.stack([evidence, quality, np.log2(remoteness)], axis=-1))
-        return np.where(label > 0, found, background)
+        evidence, quality = evidence_of(lead), float(log_odds(dice))
+        found = self.curves[way]["found"].odds(evidence, quality)
+        background = self.curves[way]["background"].odds(evidence, quality, np.log2(remoteness))
+        return _logistic(np.where(label > 0, found, background))
 
     def described(self, weights_sha256: str) -> dict[str, Any]:
         """For a report: which network was measured, and whether it is the one that answers."""

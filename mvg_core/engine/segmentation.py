@@ -115,7 +115,7 @@ class SegmentationRun:
     def calibrate(self, answer: VolumeAnswer) -> None:
         """Turn confidence into probabilities, and tell what to expect of slices; in place."""
         answer.match = self.match
-        way = Calibration.way(is_own=not self._others, is_fused=self._config.prior in ("fuse", "both"))
+        way = Calibration.way(len(self._others), is_fused=self._config.prior in ("fuse", "both"))
         Calibration.shipped().apply(answer, self._axis, self._solved, way)
 
     def described(self, answer: VolumeAnswer) -> dict[str, Any]:
