@@ -141,7 +141,7 @@ def painted(axis: int = 0) -> VolumeAnswer:
     """Slice 1 is labelled, 2 and 3 are painted in part, 0 is not painted."""
     label, lead = np.zeros((4, 6, 5), np.uint8), np.ones((4, 6, 5), np.float32)
     label[1, 2:4, 2:4], label[2, 2:4, 2:4] = 2, 2
-    lead[2, 1:5, 1:4], lead[3, 1:5, 1:4] = 0.8, 0.6
+    lead[1], lead[2, 1:5, 1:4], lead[3, 1:5, 1:4] = 0.5, 0.8, 0.6
     quality = {2: SliceQuality(0.9, 4), 3: SliceQuality(0.7, 0)}
     return VolumeAnswer(np.moveaxis(label, 0, axis), np.moveaxis(lead, 0, axis).copy(), quality)
 
