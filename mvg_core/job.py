@@ -106,6 +106,7 @@ class PredictionJob:
         frame: of a query with several frames; `ALL_FRAMES` solves each of them.
         reference_frame: of references with several frames; None takes `frame`.
         reference_slices: slices of the only reference that are solved; None takes those with any label.
+        slices: the first and the last slice of the query to solve; None solves all.
         overwrite: existing outputs are replaced.
     """
 
@@ -121,6 +122,7 @@ class PredictionJob:
     frame: Frame | None = None
     reference_frame: int | None = None
     reference_slices: tuple[int, ...] | None = None
+    slices: tuple[int, int] | None = None
     overwrite: bool = False
 
     def run(self, load_engine: Callable[[], VolumeEngine], progress: JobProgress | None = None,
@@ -208,7 +210,7 @@ class PredictionJob:
         title = task.kind if self.frame != ALL_FRAMES else f"frame {frame}"
         told = None if progress is None else lambda done, total: progress(title, done, total)
         prediction = engine.solve(query, references, task, plane=self.plane, hole=hole, window=self.window,
-                                  watch=Watch(progress=told))
+                                  slices=self.slices, watch=Watch(progress=told))
         if files.answer.suffix.lower() == ".png" and not task.is_segmentation:
             rounded = np.clip(np.rint(prediction.volume.array), 0, np.iinfo(np.uint16).max)
             prediction = replace(prediction, volume=prediction.volume.with_array(rounded))
@@ -216,7 +218,8 @@ class PredictionJob:
         if files.preview is not None:
             axis = query.geometry.anatomical_axis(prediction.provenance["plane"])
             picture = draw_preview(query, prediction.volume, axis, confidence=prediction.confidence,
-                                   names=task.labels, colours=task.colours, is_label=task.is_segmentation)
+                                   names=task.labels, colours=task.colours, is_label=task.is_segmentation,
+                                   doubtful=prediction.provenance.get("doubtful_slices", ()))
         found = measure_labels(prediction, task) if task.is_segmentation else []
         prediction = replace(prediction, confidence=None if files.confidence is None else prediction.confidence,
                              provenance={**prediction.provenance, "found": found})

@@ -43,8 +43,10 @@ from mvg_core.references import (
     common_spacing,
     hole_mask,
     marked_slices,
+    only_slices,
     plan_for,
     scaled_slices,
+    slice_range,
 )
 from mvg_core.slices import SlicePlan
 from mvg_core.tasks import Task
@@ -212,7 +214,7 @@ class Predictor:
 
     def predict_volume(self, query: Volume, references: Reference | Sequence[Reference], task: Task | None = None, *,
                        plane: str | int = "auto", hole: Volume | None = None, window: tuple[float, float] | None = None,
-                       progress: Progress | None = None) -> Prediction:
+                       slices: tuple[int, int] | None = None, progress: Progress | None = None) -> Prediction:
         """Answer every slice of a volume.
 
         Where a reference is the query itself (one labelled slice -> volume), its labelled slices are kept as they are.
@@ -225,21 +227,25 @@ class Predictor:
             hole: label map on the query's grid, non-zero where the image is missing; inpainting only. What the query
                 holds there is never looked at, and may be NaN.
             window: intensities shown as black and white; None chooses (CT: a fixed window, else percentiles).
+            slices: the first and the last slice to answer; None answers all.
             progress: called with slices done and slices in all; steps of tuning count as slices.
 
         Returns:
             The answer on the query's grid. Denoising leaves voxels beyond the window as they are, inpainting all
-            outside the hole.
+            outside the hole. Slices that are not asked for hold no label, with no confidence, or what the query holds
+            (synthesis: black).
 
         Raises:
             GeometryError: a label, hole or plane does not fit.
+            IndexError: there are no such slices.
             ValueError: NaN, a constant query, an empty or fractional label; says what to do.
         """
         started = time.perf_counter()
         references = [references] if isinstance(references, Reference) else list(references)
         if not references:
             raise ValueError("no reference given: the network needs at least one solved example")
-        run = _VolumeRun(self, query, references, task or Task.segmentation(), plane, hole, window, progress)
+        run = _VolumeRun(self, query, references, task or Task.segmentation(), plane, hole, window, slices,
+                         progress)
         for message in run.warnings:
             warnings.warn(message, PredictionWarning, stacklevel=2)
         volume, confidence = run.segment() if run.task.is_segmentation else (run.paint_image(), None)
@@ -362,13 +368,16 @@ class _VolumeRun:
 
     def __init__(self, predictor: Predictor, query: Volume, references: Sequence[Reference], task: Task,
                  plane: str | int, hole: Volume | None, window: tuple[float, float] | None,
-                 progress: Progress | None) -> None:
+                 slices: tuple[int, int] | None, progress: Progress | None) -> None:
         self.query, self.task, self._backend, self._progress = query, task, predictor.backend, progress
         self._hole = checked_hole(hole, query, task)
         self._scaling, is_ct = look_at(query, self._hole, task, window)
         references = [reference.checked(task) for reference in references]
         self._own = [reference.is_part_of(query) for reference in references]
         axis = choose_axis(references, query.geometry, task, plane)
+        self._wanted = slice_range(slices, query.geometry.shape[axis])
+        if self._hole is not None:
+            self._hole = only_slices(self._hole, axis, self._wanted)
         self.plan, plans = _plans(query, references, axis, predictor.backend.size, task)
         self._sources = [self._source(*each, window) for each in zip(references, plans, self._own, strict=True)]
         self._slots = [(source, number) for source in self._sources for number in source.numbers]
@@ -417,6 +426,7 @@ class _VolumeRun:
         return {
             "task": self.task.kind, "labels": {str(k): v for k, v in self.task.labels.items()},
             "plane": self.query.geometry.plane_of_axis(self.plan.axis), "slices": self.plan.n_slices,
+            "asked_slices": [self._wanted[0], self._wanted[-1]],
             "network_size": self.plan.size, "pixel_spacing_mm": round(self.plan.spacing_mm, 6),
             "intensity": self._scaling.to_json(), "prompts": self._described_prompts(), "seconds": round(seconds, 3),
             "seconds_per_slice": round(seconds / n_slices, 4), "tuning": self.tuned, "warnings": self.warnings,
@@ -462,7 +472,7 @@ class _VolumeRun:
 
     def _numbers(self) -> Sequence[int]:
         if self._hole is None:
-            return range(self.plan.n_slices)
+            return self._wanted
         return marked_slices(self._hole, self.plan.axis)
 
     def _synthesise(self) -> Volume:

@@ -8,7 +8,7 @@ Shape letters: H W pixels; N slices; S side of a tile.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ _STRIP = 30
 _SCALE = 2
 _PAPER = np.array((14, 16, 22), np.uint8)
 _INK = np.array((222, 226, 234), np.uint8)
+_WARNING = np.array((255, 176, 64), np.uint8)
 
 # From bright to dark as confidence grows, so that the eye goes where the network is unsure.
 _HEAT_STOPS = np.array([(252, 226, 112), (238, 128, 58), (186, 68, 98), (112, 48, 126), (58, 32, 110), (8, 8, 20)])
@@ -101,7 +102,8 @@ def slices_to_show(labelled: Sequence[int], n_slices: int, most: int = MOST_SLIC
 
 def draw_preview(image: Volume, prediction: Volume, axis: int, *, confidence: Volume | None = None,
                  truth: Volume | None = None, names: Mapping[int, str] | None = None,
-                 colours: Mapping[int, tuple[int, int, int]] | None = None, is_label: bool = True) -> Picture:
+                 colours: Mapping[int, tuple[int, int, int]] | None = None, is_label: bool = True,
+                 doubtful: Collection[int] = ()) -> Picture:
     """Some slices side by side; rows are image, truth (if given), prediction, confidence (if given).
 
     Args:
@@ -114,6 +116,7 @@ def draw_preview(image: Volume, prediction: Volume, axis: int, *, confidence: Vo
         colours: of labels, 0 to 255; those without one get theirs from `label_colours`.
         is_label: prediction and truth are label maps; False: images, shown as the query is (or by their own range if
             they lie outside its range).
+        doubtful: numbers of slices to be marked as such; all of them are named at the bottom.
     """
     numbers = slices_to_show(marked_slices(prediction.array, axis) if is_label else [], prediction.array.shape[axis])
     plan = SlicePlan.for_volume(image.geometry, axis, size=TILE)
@@ -134,9 +137,10 @@ def draw_preview(image: Volume, prediction: Volume, axis: int, *, confidence: Vo
             rows.append((title, [_grey(tile) for tile in _scaled(answer, plan, numbers)]))
     if confidence is not None:
         rows.append(("CONFIDENCE", [heat(tile) for tile in plan.extract(confidence.array, numbers, fill=1)]))
-    picture = _grid(rows, [f"SLICE {number}" for number in numbers])
+    picture = _grid(rows, [(f"SLICE {number}", number in doubtful) for number in numbers])
     scale = [] if confidence is None else [_confidence_scale(picture.shape[1])]
-    return np.vstack([picture, *_legend(palette_of, names or {}, picture.shape[1]), *scale])
+    return np.vstack([picture, *_legend(palette_of, names or {}, picture.shape[1]), *scale,
+                      *_doubts(doubtful, picture.shape[1])])
 
 
 def write_picture(picture: Picture, path: Path) -> None:
@@ -174,12 +178,13 @@ def _border(label: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
     return np.any([neighbour != label for neighbour in neighbours], axis=0)
 
 
-def _grid(rows: list[tuple[str, list[Picture]]], titles: list[str]) -> Picture:
-    """Tiles (S, S, 3) with a title at the left of every row and above every column."""
+def _grid(rows: list[tuple[str, list[Picture]]], titles: list[tuple[str, bool]]) -> Picture:
+    """Tiles (S, S, 3) with a title at the left of every row and above every column, there also whether to warn."""
     n_columns, step = len(titles), TILE + _GAP
     picture = _sheet(_STRIP + len(rows) * step, _GUTTER + n_columns * step)
-    for column, title in enumerate(titles):
-        _write(picture, title, 8, _GUTTER + column * step + 4)
+    for column, (title, warn) in enumerate(titles):
+        left = _GUTTER + column * step + 4
+        _write(picture, f"{title} DOUBTFUL" if warn else title, 8, left, _WARNING if warn else _INK)
     for number, (title, tiles) in enumerate(rows):
         top = _STRIP + number * step
         _write(picture, title, top + TILE // 2 - 8, 8)
@@ -215,6 +220,31 @@ def _confidence_scale(width: int) -> Picture:
     return strip
 
 
+def _doubts(numbers: Collection[int], width: int) -> list[Picture]:
+    """Strips that name the doubtful slices; following numbers as a range."""
+    strips: list[Picture] = []
+    left = width
+    for text in ranges(numbers):
+        if left + _text_width(text) > width:
+            strips.append(_sheet(_STRIP, width))
+            left = _GUTTER + 4
+            _write(strips[-1], "DOUBTFUL", 8, 8, _WARNING)
+        _write(strips[-1], text, 8, left, _WARNING)
+        left += _text_width(text) + 24
+    return strips
+
+
+def ranges(numbers: Collection[int]) -> list[str]:
+    """Numbers as short text: 3, 4, 5, 9 -> 3-5, 9."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return [str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts]
+
+
 def _sheet(height: int, width: int) -> Picture:
     return np.broadcast_to(_PAPER, (height, width, 3)).copy()
 
@@ -223,11 +253,11 @@ def _text_width(text: str) -> int:
     return 6 * _SCALE * len(text)
 
 
-def _write(picture: Picture, text: str, top: int, left: int) -> None:
+def _write(picture: Picture, text: str, top: int, left: int, colour: Picture = _INK) -> None:
     """Write in capitals; letters that the font does not have stay blank, and what passes the edge is cut off."""
     for place, letter in enumerate(text.upper()):
         rows = [[bit == "1" for bit in f"{int(row, 32):05b}"] for row in _FONT.get(letter, "0000000")]
         pixels = np.kron(np.array(rows, bool), np.ones((_SCALE, _SCALE), bool))
         at = left + 6 * _SCALE * place
         area = picture[top : top + pixels.shape[0], at : at + pixels.shape[1]]
-        area[pixels[: area.shape[0], : area.shape[1]]] = _INK
+        area[pixels[: area.shape[0], : area.shape[1]]] = colour

@@ -296,6 +296,29 @@ def scaled_slices(plan: SlicePlan, array: npt.NDArray, numbers: Sequence[int] | 
     return scaling.apply(plan.extract(array, numbers, fill=scaling.low))
 
 
+def slice_range(slices: tuple[int, int] | None, n_slices: int) -> range:
+    """Numbers of the slices from the first to the last that is asked for, both included; None asks for all.
+
+    Raises:
+        ValueError: the last comes before the first.
+        IndexError: there is no such slice.
+    """
+    first, last = slices if slices is not None else (0, n_slices - 1)
+    if first > last:
+        raise ValueError(f"slices are asked for from {first} to {last}: give the lower number first")
+    if first < 0 or last >= n_slices:
+        raise IndexError(f"slices are asked for from {first} to {last}: along this axis they are 0 to {n_slices - 1}")
+    return range(first, last + 1)
+
+
+def only_slices(mask: npt.NDArray[np.bool_], axis: int, numbers: range) -> npt.NDArray[np.bool_]:
+    """A mask (I, J, K) without what it marks in other slices than these."""
+    kept = np.zeros_like(mask)
+    part = tuple(slice(numbers.start, numbers.stop) if at == axis else slice(None) for at in range(mask.ndim))
+    kept[part] = mask[part]
+    return kept
+
+
 def marked_slices(array: npt.NDArray, axis: int) -> tuple[int, ...]:
     """Numbers of the slices along `axis` of (I, J, K) that hold anything but 0."""
     return tuple(number for number, part in enumerate(np.moveaxis(array, axis, 0)) if part.any())

@@ -82,6 +82,28 @@ def test_a_preview_has_a_row_for_everything_that_is_given(axis: int) -> None:
     assert not (own == YELLOW).all(axis=-1).any()
 
 
+def test_doubtful_slices_are_marked_and_named() -> None:
+    label = np.zeros((9, 8, 7), np.uint8)
+    label[2:6, 2:6, 2:6] = 4
+    image = volume(np.random.default_rng(0).random((9, 8, 7)).astype(np.float32))
+    calm, warned = draw_preview(image, volume(label), 2), draw_preview(image, volume(label), 2, doubtful=[3, 4, 40])
+    assert warned.shape[0] == calm.shape[0] + 30
+    orange = (warned == preview._WARNING).all(axis=-1)
+    assert not (calm == preview._WARNING).all(axis=-1).any()
+    columns = [orange[:30, 144 + at * (TILE + 6) :][:, : TILE + 6].any() for at in range(4)]
+    assert columns == [False, True, True, False]  # slices 2 to 5
+    assert orange[-30:].any()
+    many = draw_preview(image, volume(label), 2, doubtful=range(0, 400, 2))
+    assert many.shape[0] > calm.shape[0] + 5 * 30
+
+
+@pytest.mark.parametrize(("numbers", "expected"), [
+    ([], []), ([3], ["3"]), ([5, 4, 3, 9], ["3-5", "9"]), ([1, 1, 2], ["1-2"]), ([0, 2, 4], ["0", "2", "4"]),
+])
+def test_following_numbers_become_ranges(numbers: list[int], expected: list[str]) -> None:
+    assert preview.ranges(numbers) == expected
+
+
 def test_images_are_shown_without_colour_also_where_they_are_constant() -> None:
     image = volume(np.random.default_rng(0).random((9, 8, 1)).astype(np.float32))
     picture = draw_preview(image, volume(np.zeros((9, 8, 1), np.float32)), 2, is_label=False)

@@ -110,6 +110,8 @@ def predict(
         metavar="N", min=0, help="4D IMAGE or LABEL: which frame; without it the same as --frame.")] = None,
     reference_slices: Annotated[str | None, typer.Option(
         metavar="N,N,..", help="Slices of IMAGE that are solved, from 0; without it those with any label.")] = None,
+    slices: Annotated[str | None, typer.Option(
+        metavar="FIRST-LAST", help="Slices of QUERY to solve, from 0; without it all.")] = None,
     device: Device = "auto",
     threads: Threads = None,
     backend: Annotated[BackendName, typer.Option(
@@ -145,7 +147,8 @@ def predict(
     job = PredictionJob(
         query, tuple(zip(reference[::2], reference[1::2], strict=True)), task.value,
         OutputFiles(output, confidence, preview, color_table), report, plane.value, window, hole, names,
-        frame_number(frame), reference_frame, slice_numbers(reference_slices, "--reference-slices"), overwrite)
+        frame_number(frame), reference_frame, slice_numbers(reference_slices, "--reference-slices"),
+        first_and_last(slices), overwrite)
     with spoken_warnings(), progress_bars("slices") as progress:
         reports = job.run(lambda: VolumeEngine.load(
             weights, config, backend=backend.value, device=device, threads=threads, precision=precision.value,
@@ -173,6 +176,16 @@ def slice_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     if not all(number.isdecimal() for number in numbers):
         raise typer.BadParameter(f"{text!r} is not a list of slice numbers such as 40,52", param_hint=option)
     return tuple(int(number) for number in numbers)
+
+
+def first_and_last(text: str | None) -> tuple[int, int] | None:
+    """The value of --slices: 40-52, or 40 alone."""
+    if text is None:
+        return None
+    first, dash, last = (part.strip() for part in text.partition("-"))
+    if not (first.isdecimal() and (last.isdecimal() if dash else not last)):
+        raise typer.BadParameter(f"{text!r} is not a range of slices such as 40-52", param_hint="--slices")
+    return int(first), int(last or first)
 
 
 def _show_prediction(report: dict[str, Any]) -> None:

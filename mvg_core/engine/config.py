@@ -27,6 +27,8 @@ class EngineConfig:
             network's answer, `both` does both, `off` goes without.
         prior_weight: share of the registration in that average, 0 to 1.
         locate: other subjects: an affine registration says where the structures are to be expected.
+        retrieval: other subjects that no registration places: looks decide too which of their slices serve, not
+            only the share of the way through the volume.
         passes: other subjects: how often the answer is painted; from the second time on, the field of view follows the
             answer before, and its neighbours serve as prompts.
         ensemble: other subjects: answers by different examples that are averaged; they share the references.
@@ -48,6 +50,7 @@ class EngineConfig:
     prior: Prior = "off"
     prior_weight: float = 0.5
     locate: bool = True
+    retrieval: bool = True
     passes: int = 1
     ensemble: int = 1
     planes: int = 1

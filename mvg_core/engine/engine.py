@@ -7,7 +7,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from mvg_core.engine.watch import Cancelled, Watch
 from mvg_core.precision import Precision
 from mvg_core.predict import Prediction, PredictionWarning, Predictor
 from mvg_core.references import Reference
+from mvg_core.registration import Alignment, align
 from mvg_core.tasks import Task
 from mvg_core.tuning import TuningConfig
 from mvg_core.volume import Volume
@@ -35,10 +36,13 @@ class VolumeEngine:
     Args:
         predictor: holds the network and its colours.
         config: which parts are used; a name stands for a preset.
+        register: finds how a reference lies on the query, as `registration.align` does; who solves a pair more than
+            once may keep what was found.
     """
 
-    def __init__(self, predictor: Predictor, config: EngineConfig | str = "balanced") -> None:
-        self.predictor = predictor
+    def __init__(self, predictor: Predictor, config: EngineConfig | str = "balanced",
+                 register: Callable[..., Alignment] = align) -> None:
+        self.predictor, self.register = predictor, register
         self.config = EngineConfig.preset(config) if isinstance(config, str) else config
 
     @classmethod
@@ -57,7 +61,7 @@ class VolumeEngine:
 
     def solve(self, query: Volume, references: Reference | Sequence[Reference], task: Task | None = None, *,
               plane: str | int = "auto", hole: Volume | None = None, window: tuple[float, float] | None = None,
-              watch: Watch | None = None) -> Prediction:
+              slices: tuple[int, int] | None = None, watch: Watch | None = None) -> Prediction:
         """Answer a volume.
 
         Args:
@@ -67,6 +71,8 @@ class VolumeEngine:
             plane: see `Predictor.predict_volume`.
             hole: see `Predictor.predict_volume`.
             window: see `Predictor.predict_volume`.
+            slices: see `Predictor.predict_volume`; on the way to them others may have to be solved, unless `memory` is
+                0 and `prior` off.
             watch: looks on, and may stop.
 
         Returns:
@@ -74,7 +80,7 @@ class VolumeEngine:
 
         Raises:
             Cancelled: `watch` stopped it; holds the partial answer.
-            GeometryError, ValueError: see `Predictor.predict_volume`.
+            GeometryError, IndexError, ValueError: see `Predictor.predict_volume`.
         """
         started = time.perf_counter()
         watch = watch or Watch()
@@ -85,20 +91,23 @@ class VolumeEngine:
         if task.is_segmentation and hole is not None:
             raise ValueError(f"a hole belongs to inpainting, not to {task.kind}: leave it out")
         if task.is_segmentation and not self.config.is_plain:
-            return self._segment(query, references, task, plane, window, watch, started)
+            run = SegmentationRun(self.predictor, self.config, query, references, task, plane, window, slices,
+                                  self.register)
+            return self._segment(query, run, watch, started)
         predictor = copy.copy(self.predictor)
         predictor.tuning = TuningConfig(self.config.tuning) if self.config.tuning else predictor.tuning
         if task.is_segmentation:
-            return self._plain(predictor, query, references, task, plane, window, watch)
-        return solve_images(predictor, query, references, task, plane=plane, hole=hole, window=window, watch=watch)
+            return self._plain(predictor, query, references, task, plane, window, slices, watch)
+        return solve_images(predictor, query, references, task, plane=plane, hole=hole, window=window,
+                            slices=slices, watch=watch)
 
     def _plain(self, predictor: Predictor, query: Volume, references: list[Reference], task: Task, plane: str | int,
-               window: tuple[float, float] | None, watch: Watch) -> Prediction:
+               window: tuple[float, float] | None, slices: tuple[int, int] | None, watch: Watch) -> Prediction:
         """By the predictor alone, and tidied if asked for."""
         if self.config.n_prompts != PRESETS["plain"].n_prompts:
             predictor.n_prompts = self.config.n_prompts
         watch.check()
-        found = predictor.predict_volume(query, references, task, plane=plane, window=window,
+        found = predictor.predict_volume(query, references, task, plane=plane, window=window, slices=slices,
                                          progress=watch.check_and_tell)
         engine: dict[str, Any] = {"engine": self.config.to_json()}
         if (self.config.largest_component or self.config.fill_holes) and found.confidence is not None:
@@ -108,9 +117,7 @@ class VolumeEngine:
             found, engine["cleanup"] = replace(found, volume=query.with_array(answer.label)), run.cleanup
         return replace(found, provenance={**found.provenance, **engine})
 
-    def _segment(self, query: Volume, references: list[Reference], task: Task, plane: str | int,
-                 window: tuple[float, float] | None, watch: Watch, started: float) -> Prediction:
-        run = SegmentationRun(self.predictor, self.config, query, references, task, plane, window)
+    def _segment(self, query: Volume, run: SegmentationRun, watch: Watch, started: float) -> Prediction:
         for message in run.warnings:
             warnings.warn(message, PredictionWarning, stacklevel=3)
         try:

@@ -98,8 +98,8 @@ OFF = Consistency()
 
 def solve_images(predictor: Predictor, query: Volume, references: Reference | Sequence[Reference], task: Task, *,
                  plane: str | int = "auto", hole: Volume | None = None, window: tuple[float, float] | None = None,
-                 watch: Watch | None = None, tiling: Tiles = "auto", consistency: Consistency | None = None
-                 ) -> Prediction:
+                 slices: tuple[int, int] | None = None, watch: Watch | None = None, tiling: Tiles = "auto",
+                 consistency: Consistency | None = None) -> Prediction:
     """Denoise, inpaint or synthesise every slice of a volume.
 
     Args:
@@ -110,6 +110,7 @@ def solve_images(predictor: Predictor, query: Volume, references: Reference | Se
         plane: `auto`, `axial`, `coronal`, `sagittal` or an index axis.
         hole: see `Predictor.predict_volume`.
         window: intensities shown as black and white; None chooses (CT: a fixed window, else percentiles).
+        slices: the first and the last slice to solve; None solves all.
         watch: is told of progress, and may cancel.
         tiling: where painting at the image's own resolution takes more pixels a side than this, tiles of so many
             pixels are painted. `auto` does so above 512 pixels, but paints coarser there to denoise, as None does for
@@ -123,6 +124,7 @@ def solve_images(predictor: Predictor, query: Volume, references: Reference | Se
     Raises:
         GeometryError: a target, hole or plane does not fit.
         ValueError: a segmentation, no references, NaN, a constant query, an impossible size of tiles; says what to do.
+        IndexError: there are no such slices.
         Cancelled: with the slices so far; others are as they were (synthesis: black).
     """
     started = time.perf_counter()
@@ -131,7 +133,8 @@ def solve_images(predictor: Predictor, query: Volume, references: Reference | Se
     references = [references] if isinstance(references, Reference) else list(references)
     if not references:
         raise ValueError("no reference given: the network needs at least one solved example")
-    run = _ImageRun(predictor, query, references, task, plane, hole, window, watch or Watch(), tiling, consistency)
+    run = _ImageRun(predictor, query, references, task, plane, hole, window, slices, watch or Watch(), tiling,
+                    consistency)
     for message in run.warnings:
         warnings.warn(message, PredictionWarning, stacklevel=2)
     image = run.start()
@@ -161,10 +164,10 @@ class _ImageRun(_VolumeRun):
     """One call of `solve_images`: everything that is fixed before the first slice is painted."""
 
     def __init__(self, predictor: Predictor, query: Volume, references: Sequence[Reference], task: Task,
-                 plane: str | int, hole: Volume | None, window: tuple[float, float] | None, watch: Watch, tiling: Tiles,
-                 consistency: Consistency | None) -> None:
+                 plane: str | int, hole: Volume | None, window: tuple[float, float] | None,
+                 slices: tuple[int, int] | None, watch: Watch, tiling: Tiles, consistency: Consistency | None) -> None:
         _check_tiles(tiling)
-        super().__init__(predictor, query, references, task, plane, hole, window, watch.progress)
+        super().__init__(predictor, query, references, task, plane, hole, window, slices, watch.progress)
         self._watch = watch
         self._consistency = consistency or Consistency.for_task(task, any(self._own))
         self._tile = self._at_full_resolution(tiling)
@@ -196,6 +199,8 @@ class _ImageRun(_VolumeRun):
         """
         # A slice is written when it is finished, and not looked at again: answers need no second volume.
         shown = self.query.array if self.task.kind == "synthesis" else image
+        if not self._numbers():  # the hole lies elsewhere
+            return
         turns = self._turns()
         waiting: dict[int, npt.NDArray[np.float32]] = {}
         missing = {number: sum(number in turn.numbers for turn in turns) for number in self._numbers()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -40,11 +41,12 @@ class Propagation:
         solved: numbers of the labelled slices.
         painter: paints.
         config: which parts are used.
+        wanted: see `chains`.
         extra: examples of other subjects, which serve every slice.
     """
 
     def __init__(self, stack: Stack, label: npt.NDArray[np.uint8], solved: Sequence[int], painter: SlicePainter,
-                 config: EngineConfig, extra: Sequence[Example] = ()) -> None:
+                 config: EngineConfig, wanted: range | None = None, extra: Sequence[Example] = ()) -> None:
         self.stack, self.painter, self.config, self._extra = stack, painter, config, list(extra)
         self.solved = sorted(set(solved))
         self.answer = VolumeAnswer.empty(stack.volume.geometry.shape)
@@ -53,7 +55,8 @@ class Propagation:
         self._extents = {number: self._extent(number) for number in self.solved}
         self._examples: Recent[Example] = Recent(_CACHED)
         self.size = stack.pixels(self._side_mm(), config.size) if config.focus else config.size
-        self.n_to_paint = stack.n_slices - len(self.solved)
+        self._chains = chains(self.solved, stack.n_slices, wanted, config)
+        self.n_to_paint = sum(len(chain) - 1 for chain in self._chains)
 
     def run(self, watch: Watch, done: int = 0, total: int | None = None) -> VolumeAnswer:
         """Solve every other slice.
@@ -67,10 +70,10 @@ class Propagation:
             Cancelled: on request; `answer` holds what was done.
         """
         total = done + self.n_to_paint if total is None else total
-        for chain in self._chains():
+        for chain in self._chains:
             state = _Chain(self._extents[chain[0]])
             empty = 0
-            for number, before in zip(chain[1:], chain[:-1], strict=True):
+            for before, number in pairwise(chain):
                 watch.check()
                 done += 1
                 if self.config.stop_after and empty >= self.config.stop_after:
@@ -89,18 +92,6 @@ class Propagation:
         marked = [number for number in self.solved if self._extents[number] is not None]
         cuts = [self._example("labelled", number) for number in thinned(marked, most)]
         return [Prompt(example.image, example.label) for example in cuts]
-
-    def _chains(self) -> Iterator[list[int]]:
-        """From every labelled slice to half way to the next, or to the end: numbers in order, the labelled first."""
-        last = self.stack.n_slices - 1
-        for at, number in enumerate(self.solved):
-            below = self.solved[at - 1] if at else None
-            above = self.solved[at + 1] if at + 1 < len(self.solved) else None
-            up = last if above is None else (number + above) // 2
-            down = 0 if below is None else (number + below) // 2 + 1
-            for chain in (list(range(number, up + 1)), list(range(number, down - 1, -1))):
-                if len(chain) > 1:
-                    yield chain
 
     def _solve(self, number: int, before: int, state: _Chain) -> None:
         config, stack = self.config, self.stack
@@ -171,6 +162,29 @@ class Propagation:
 
     def _extent(self, number: int) -> Extent | None:
         return extent_of(self.stack.slice_of(self.answer.label, number), self.stack.spacing_mm)
+
+
+def chains(solved: Sequence[int], n_slices: int, wanted: range | None, config: EngineConfig) -> list[list[int]]:
+    """From every labelled slice to half way to the next, or to the end: numbers in order, the labelled one first.
+
+    Args:
+        solved: numbers of the labelled slices, ascending.
+        n_slices: of the volume.
+        wanted: numbers of the slices that are asked for; None: all. Those on the way to them are visited too, unless
+            slices learn nothing from each other.
+        config: says whether they do.
+    """
+    found = []
+    for at, number in enumerate(solved):
+        up = n_slices - 1 if at + 1 == len(solved) else (number + solved[at + 1]) // 2
+        down = 0 if at == 0 else (solved[at - 1] + number) // 2 + 1
+        for chain in (range(number, up + 1), range(number, down - 1, -1)):
+            asked = [other for other in chain[1:] if wanted is None or other in wanted]
+            if asked and (config.memory or config.prior != "off"):
+                asked = list(chain[1 : chain.index(asked[-1]) + 1])
+            if asked:
+                found.append([number, *asked])
+    return found
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -19,14 +19,14 @@ from mvg_core.engine.config import EngineConfig
 from mvg_core.engine.consensus import Believed, believed
 from mvg_core.engine.fields import Stack
 from mvg_core.engine.painter import SlicePainter
-from mvg_core.engine.propagation import Propagation
+from mvg_core.engine.propagation import Propagation, chains
 from mvg_core.engine.quality import quality_of, suggestions
 from mvg_core.engine.transfer import OWN_EXAMPLES, Subject, Transfer
 from mvg_core.engine.watch import Watch
 from mvg_core.predict import Predictor, look_at, modality_warnings, scaling_for
 from mvg_core.prompts import Support
-from mvg_core.references import Reference, choose_axis, labels_in, marked_slices, plan_for
-from mvg_core.registration import align
+from mvg_core.references import Reference, choose_axis, labels_in, marked_slices, plan_for, slice_range
+from mvg_core.registration import Alignment, align
 from mvg_core.slices import SlicePlan
 from mvg_core.tasks import Task
 from mvg_core.tuning import TuningConfig
@@ -55,14 +55,18 @@ class SegmentationRun:
         task: segmentation.
         plane: see `Predictor.predict_volume`.
         window: see `Predictor.predict_volume`.
+        slices: see `VolumeEngine.solve`.
+        register: see `VolumeEngine`.
 
     Raises:
-        GeometryError, ValueError: an input cannot be used; says what to do.
+        GeometryError, IndexError, ValueError: an input cannot be used; says what to do.
     """
 
     def __init__(self, predictor: Predictor, config: EngineConfig, query: Volume, references: Sequence[Reference],
-                 task: Task, plane: str | int, window: tuple[float, float] | None) -> None:
+                 task: Task, plane: str | int, window: tuple[float, float] | None,
+                 slices: tuple[int, int] | None = None, register: Callable[..., Alignment] = align) -> None:
         self._config, self._query, self._task, self._window = config, query, task, window
+        self._register = register
         self._scaling, is_ct = look_at(query, None, task, window)
         checked = [reference.checked(task) for reference in references]
         self.warnings = modality_warnings(is_ct, checked)
@@ -71,6 +75,7 @@ class SegmentationRun:
         others = [reference for reference, mine in zip(checked, own, strict=True) if not mine]
         # Slices of the query were drawn in a plane; other subjects can be cut in any.
         self._axis = choose_axis([*self._own, *others], query.geometry, task, plane)
+        self._wanted = slice_range(slices, query.geometry.shape[self._axis])
         self._own_label, self._solved = self._own_slices()
         self._others = [known for reference in others if (known := self._known(reference)).label.array.any()]
         if not self._solved and not self._others:
@@ -116,7 +121,13 @@ class SegmentationRun:
         """Turn confidence into probabilities, and tell what to expect of slices; in place."""
         answer.match = self.match
         way = Calibration.way(len(self._others), is_fused=self._config.prior in ("fuse", "both"))
+        stack = self._stack(self._axis)
+        passed = sorted(set(range(stack.n_slices)) - set(self._wanted) - set(self._solved))
+        for number in passed:  # solved only because others learn from them, or not at all
+            stack.slice_of(answer.label, number)[...] = 0
+            answer.quality.pop(number, None)
         Calibration.shipped().apply(answer, self._axis, self._solved, way)
+        np.moveaxis(answer.confidence, self._axis, 0)[passed] = 0
 
     def described(self, answer: VolumeAnswer) -> dict[str, Any]:
         """How the answer came about, for a report."""
@@ -128,7 +139,8 @@ class SegmentationRun:
         first = self._runs[0]
         return {"labels": {str(number): name for number, name in self._task.labels.items()},
                 "plane": self._query.geometry.plane_of_axis(self._axis), "planes": len(self._runs),
-                "slices": self._query.geometry.shape[self._axis], "network_size": self._runs[0].size,
+                "slices": self._query.geometry.shape[self._axis],
+                "asked_slices": [self._wanted[0], self._wanted[-1]], "network_size": self._runs[0].size,
                 "labelled_slices": list(self._solved), "slice_quality": quality, "doubtful_slices": doubtful,
                 "suggested_slices": suggestions(answer.quality, self._solved, self._query.geometry.shape[self._axis]),
                 "ended_at": sorted(answer.ended), "intensity": self._scaling.to_json(), "tuning": self._tuned,
@@ -163,16 +175,23 @@ class SegmentationRun:
         steps = self._tuning.steps if self._tuning is not None else 0
         if self._is_registered:
             steps += REGISTRATION_STEPS * len(self._others)
-        n_slices = sum(self._query.geometry.shape[axis] for axis in self._axes) - len(self._solved)
-        return steps + n_slices * (self._config.passes if self._others else 1)
+        if not self._others:
+            n_slices = self._query.geometry.shape[self._axis]
+            visited = chains(self._solved, n_slices, self._wanted, self._config)
+            return steps + sum(len(chain) - 1 for chain in visited)
+        asked = len(set(self._wanted) - set(self._solved))
+        around = sum(self._query.geometry.shape[axis] for axis in self._axes[1:])
+        return steps + (asked + around) * self._config.passes
 
     def _planned(self, painter: SlicePainter) -> list[Propagation | Transfer]:
         """What solves each plane."""
         if not self._others:
-            return [Propagation(self._stack(self._axis), self._own_label, self._solved, painter, self._config)]
+            return [Propagation(self._stack(self._axis), self._own_label, self._solved, painter, self._config,
+                                self._wanted)]
         return [Transfer(self._stack(axis), self._subjects(axis), painter, self._config,
                          own=self._own_label if axis == self._axis else None,
-                         solved=self._solved if axis == self._axis else (), keep=len(self._axes) > 1)
+                         solved=self._solved if axis == self._axis else (), keep=len(self._axes) > 1,
+                         wanted=self._wanted if axis == self._axis else None)
                 for axis in self._axes]
 
     def _tune(self, painter: SlicePainter, watch: Watch, done: int, total: int) -> int:
@@ -208,7 +227,7 @@ class SegmentationRun:
         done, bend, found = 0, self._config.prior != "off", []
         for reference in self._others:
             watch.check()
-            found.append(align(self._query, reference.image, label=reference.label, affine_only=not bend))
+            found.append(self._register(self._query, reference.image, label=reference.label, affine_only=not bend))
             done += REGISTRATION_STEPS
             watch.tell(done, total)
         watch.check()
@@ -256,10 +275,11 @@ class SegmentationRun:
 
     @cached_property
     def _axes(self) -> list[int]:
-        """The planes' axes: that of the slices first."""
-        can_turn = (_nearly_cubes(self._query.geometry) and bool(self._others)
+        """The planes' axes: that of the slices first; it alone where only some slices are asked for."""
+        is_whole = len(self._wanted) == self._query.geometry.shape[self._axis]
+        can_turn = (self._config.planes == 3 and is_whole and _nearly_cubes(self._query.geometry) and bool(self._others)
                     and all(_is_labelled_throughout(reference) for reference in self._others))
-        more = [axis for axis in range(3) if axis != self._axis] if self._config.planes == 3 and can_turn else []
+        more = [axis for axis in range(3) if axis != self._axis] if can_turn else []
         return [self._axis, *more]
 
     def _own_slices(self) -> tuple[npt.NDArray[np.uint8], list[int]]:

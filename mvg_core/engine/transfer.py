@@ -20,12 +20,14 @@ from mvg_core.engine.answer import VolumeAnswer
 from mvg_core.engine.config import EngineConfig
 from mvg_core.engine.consensus import OUTLIER
 from mvg_core.engine.fields import Cut, Extent, Field, Stack, extent_of
+from mvg_core.engine.matching import Matching
 from mvg_core.engine.painter import Example, SlicePainter
 from mvg_core.engine.quality import LEAST_QUALITY, quality_of
 from mvg_core.engine.watch import Watch
 from mvg_core.prompts import Prompt
 from mvg_core.registration import Alignment
 from mvg_core.registration.grids import Box, part_of
+from mvg_core.retrieval import Choice
 from mvg_core.tuning import TuningConfig, thinned
 from mvg_core.volume import Geometry, Volume
 
@@ -91,13 +93,17 @@ class Transfer:
         config: which parts are used.
         own: label map (I, J, K) of the query, of which `solved` slices are known; they serve their neighbours.
         solved: numbers of these slices.
+        wanted: numbers of the slices that are asked for; None: all.
         keep: keep the probabilities of the labels too.
     """
 
     def __init__(self, stack: Stack, subjects: Sequence[Subject], painter: SlicePainter, config: EngineConfig, *,
-                 own: npt.NDArray[np.uint8] | None = None, solved: Sequence[int] = (), keep: bool = False) -> None:
+                 own: npt.NDArray[np.uint8] | None = None, solved: Sequence[int] = (), wanted: range | None = None,
+                 keep: bool = False) -> None:
         self.stack, self.painter, self.config = stack, painter, config
         self.solved, self._own = sorted(set(solved)), own
+        asked = range(stack.n_slices) if wanted is None else wanted
+        self._unsolved = [number for number in asked if number not in self.solved]
         believed = [subject for subject in subjects if subject.agreement >= OUTLIER]
         self._subjects = sorted(believed, key=lambda subject: -subject.weight)
         self._prior = _Prior(stack, self._subjects, painter.labels)
@@ -112,7 +118,7 @@ class Transfer:
     @property
     def n_to_paint(self) -> int:
         """Slices to be decided on, over all passes."""
-        return (self.stack.n_slices - len(self.solved)) * self.config.passes
+        return len(self._unsolved) * self.config.passes
 
     def run(self, watch: Watch, done: int = 0, total: int | None = None) -> VolumeAnswer:
         """Solve every slice in which something is expected.
@@ -130,7 +136,7 @@ class Transfer:
         for _ in range(self.config.passes):
             if before is not None:
                 self._extents = self._found(before)
-            for number in sorted(set(range(self.stack.n_slices)) - set(self.solved)):
+            for number in self._unsolved:
                 watch.check()
                 done += 1
                 if number in self._extents:
@@ -210,8 +216,9 @@ class Transfer:
         """Answers by different references, averaged; the best references come first in each."""
         n_answers = min(self.config.ensemble, len(self._subjects))
         answers = []
+        subjects = self._best_first(cut.number)
         for turn in range(n_answers):
-            mine = self._subjects[turn::n_answers][: self.config.n_prompts]
+            mine = subjects[turn::n_answers][: self.config.n_prompts]
             examples = [self._example(subject, *self._corresponding(subject, cut)) for subject in mine]
             answers.append(self.painter.paint(cut.image, [*examples, *extra]))
         return np.mean(answers, axis=0)
@@ -221,11 +228,24 @@ class Transfer:
         key = (id(subject), number, shown)
         return Example(cut.image, cut.label(subject.stack.slice_of(subject.label, number)), key)
 
+    def _best_first(self, number: int) -> list[Subject]:
+        """The references: registered ones as they are ordered already, then those that match a slice best."""
+        return sorted(self._subjects, key=lambda one: self._matches[one][number].cost if one in self._matches else -1.0)
+
+    @cached_property
+    def _matches(self) -> dict[Subject, list[Choice]]:
+        """Of references that no registration places: what serves each slice of the query."""
+        lost = [subject for subject in self._subjects if subject.placed is None]
+        if not lost:
+            return {}
+        matching = Matching(self.stack, by_looks=self.config.retrieval)
+        return {subject: matching.of(subject.stack, *subject.first_and_last) for subject in lost}
+
     def _corresponding(self, subject: Subject, cut: Cut) -> tuple[int, Field]:
         """The slice of a reference, and the part of it, that shows what a cut of the query shows."""
         there = subject.stack
         if subject.placed is None:
-            return int(np.clip(_same_share(self.stack, cut.number, there), *subject.first_and_last)), there.whole
+            return self._matches[subject][cut.number].slice, there.whole
         first, second = self.stack.in_plane
         corners = np.zeros((3, 3))
         corners[:, self.stack.axis] = cut.number
@@ -363,13 +383,6 @@ def _nearest(found: dict[int, Extent], number: int) -> Extent:
 
 def _is_picture(geometry: Geometry) -> bool:
     return min(geometry.shape) == 1 and np.allclose(geometry.spacing_mm, 1)
-
-
-def _same_share(here: Stack, number: int, there: Stack) -> int:
-    """The slice at the same share of the way through another volume, stored this way or that."""
-    share = number / (here.n_slices - 1) if here.n_slices > 1 else 0.5
-    alike = {stack.volume.geometry.axis_codes[stack.axis] in "RAS" for stack in (here, there)}
-    return round((share if len(alike) == 1 else 1 - share) * (there.n_slices - 1))
 
 
 def _registration(subject: Subject) -> dict[str, Any] | None:
