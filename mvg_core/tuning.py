@@ -69,6 +69,8 @@ class Lesson:
         kind: of the task.
         colours: float32 (1 + L, 3), background first; None for image-to-image tasks.
         holes: bool (P, S, S), where the image is missing; None without holes.
+        subjects: (P,) numbers that stand for whom the images show; None: all show one subject.
+        places: (P,) where the slices lie, 0 to 1; None where that means nothing.
     """
 
     images: npt.NDArray[np.float32]
@@ -76,6 +78,8 @@ class Lesson:
     kind: str
     colours: npt.NDArray[np.float32] | None = None
     holes: npt.NDArray[np.bool_] | None = None
+    subjects: npt.NDArray[np.intp] | None = None
+    places: npt.NDArray[np.float64] | None = None
 
 
 def tuned_backend(backend: Backend, support: Support, config: TuningConfig, *, palette: PaletteKind = "wide",
@@ -130,7 +134,7 @@ def lessons(prompts: Sequence[Prompt], support: Support, palette: PaletteKind) -
     if not support.task.is_segmentation:
         holes = [prompt.hole for prompt in prompts if prompt.hole is not None]
         return [Lesson(_stack(prompts, "image"), _stack(prompts, "label"), kind,
-                       holes=np.stack(holes) if len(holes) == len(prompts) else None)]
+                       holes=np.stack(holes) if len(holes) == len(prompts) else None, **_whereabouts(prompts))]
     found = []
     shown = sorted(set().union(*(np.unique(prompt.label).tolist() for prompt in prompts)) - {0})
     for group in label_groups(shown):
@@ -138,10 +142,18 @@ def lessons(prompts: Sequence[Prompt], support: Support, palette: PaletteKind) -
         row_of_label = np.zeros(256, np.uint8)
         row_of_label[list(codec.labels)] = np.arange(1, len(codec.labels) + 1)
         useful = [prompt for prompt in prompts if np.isin(prompt.label, codec.labels).any()]
-        found.append(Lesson(_stack(useful, "image"), row_of_label[_stack(useful, "label")], kind, codec.colours))
+        found.append(Lesson(_stack(useful, "image"), row_of_label[_stack(useful, "label")], kind, codec.colours,
+                            **_whereabouts(useful)))
     if not found:
         raise ValueError("no prompt shows a label: nothing can be tuned on them")
     return found
+
+
+def _whereabouts(prompts: Sequence[Prompt]) -> dict[str, npt.NDArray[Any] | None]:
+    """Whom prompts show, and where."""
+    places = [prompt.position_mm for prompt in prompts if prompt.position_mm is not None]
+    return {"subjects": np.unique([prompt.subject for prompt in prompts], return_inverse=True)[1],
+            "places": np.array(places) if len(places) == len(prompts) else None}
 
 
 def _stack(prompts: Sequence[Prompt], name: str) -> npt.NDArray[Any]:

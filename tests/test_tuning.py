@@ -181,6 +181,29 @@ def test_each_prompt_in_turn_is_the_query_of_the_others() -> None:
     assert counts == {1, 2, 3}
 
 
+def test_prompts_come_from_another_subject_and_the_same_place() -> None:
+    image = np.random.default_rng(0).random((32, 32)).astype(np.float32)
+    label = np.ones((32, 32), np.uint8)
+    prompts = [Prompt(image, label, subject, place) for subject in "ab" for place in np.linspace(0.05, 0.95, 10)]
+    given = Support(tuple(prompts), Task.segmentation())
+    episodes = PromptEpisodes(lessons(prompts, given, "wide"), batch=20, n_prompts=2, seed=0)
+    rows = np.concatenate([episodes.rows(0)[:, :2] for _ in range(10)])
+    assert ((rows[:, 0] < 10) != (rows[:, 1] < 10)).all()
+    apart = np.abs(rows[:, 0] % 10 - rows[:, 1] % 10)
+    assert (apart <= 2).mean() > 0.95
+    assert len(np.unique(apart)) > 1
+
+
+def test_of_one_subject_neighbours_serve() -> None:
+    image, label = np.random.default_rng(0).random((32, 32)).astype(np.float32), np.ones((32, 32), np.uint8)
+    prompts = [Prompt(image, label, "a", place) for place in np.linspace(0.05, 0.95, 10)]
+    given = Support(tuple(prompts), Task.segmentation())
+    rows = PromptEpisodes(lessons(prompts, given, "wide"), batch=100, n_prompts=1, seed=0).rows(0)
+    apart = np.abs(rows[:, 0] - rows[:, 1])
+    assert apart.min() > 0
+    assert np.mean(apart == 1) > 0.7
+
+
 def test_a_single_prompt_is_its_own_query_but_moved() -> None:
     episodes = PromptEpisodes(lessons(support(1).prompts, support(1), "wide"), batch=2, n_prompts=3, seed=0)
     np.testing.assert_array_equal(episodes.rows(0), [[0, 0], [0, 0]])

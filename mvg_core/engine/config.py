@@ -135,7 +135,7 @@ PRESETS: Mapping[str, EngineConfig] = MappingProxyType({
     "plain": _PLAIN,
     "fast": EngineConfig(size=128),
     "balanced": EngineConfig(prior="both", prior_weight=0.4, n_prompts=8),
-    "accurate": EngineConfig(prior="both", prior_weight=0.4, n_prompts=8, tuning=30),
+    "accurate": EngineConfig(prior="both", prior_weight=0.4, n_prompts=8, tuning=100),
 })
 """`plain` paints every slice on its own and whole, at the network's native size; the others are ordered by the time
 that they take. What each part is worth: docs/explanation/volume-engine.md."""

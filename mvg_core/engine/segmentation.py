@@ -36,8 +36,8 @@ DOUBTFUL = 0.6
 """Slices whose answer is expected to have a lower Dice are named in the report."""
 NEARLY_CUBES = 1.5
 """Three planes are averaged where no side of a voxel is longer than this multiple of another."""
-MOST_TUTORS = 2
-"""With more other subjects than this the network is not tuned: their slices do not correspond, which does harm."""
+MOST_LESSONS = 96
+"""Most slices that a network is tuned on: more take memory, and a hundred steps see few of them twice."""
 REGISTRATION_STEPS = 20
 """For whoever looks on, the registration of a reference is as much work as so many slices."""
 _CACHED = 64
@@ -82,9 +82,7 @@ class SegmentationRun:
             raise ValueError("the references hold no solved slice: label at least one")
         self._labels = sorted(labels_in(self._own_label).union(
             *(labels_in(reference.label.array) for reference in self._others)))
-        self._tuning = TuningConfig(config.tuning) if config.tuning else predictor.tuning
-        if len(self._others) > MOST_TUTORS:
-            self._tuning = None
+        self._tuning = TuningConfig(config.tuning, most_prompts=MOST_LESSONS) if config.tuning else predictor.tuning
         self._predictor, self._cached = self._within_memory(predictor)
         self._runs: list[Propagation | Transfer] = []
         self._registered: list[Believed] = []

@@ -75,6 +75,12 @@ class Subject:
         """Of the slices with labels."""
         return min(self.extents), max(self.extents)
 
+    def place(self, number: int) -> float:
+        """Where a slice lies among those with labels, 0 to 1 from left, back or foot."""
+        first, last = self.first_and_last
+        share = (number - first + 0.5) / (last - first + 1)
+        return share if self.stack.volume.geometry.axis_codes[self.stack.axis] in "RAS" else 1 - share
+
     @cached_property
     def extents(self) -> dict[int, Extent]:
         """Where the labels lie in each slice with labels."""
@@ -156,7 +162,7 @@ class Transfer:
                 side_mm = self.config.focus * max(extent.side_mm for extent in subject.extents.values())
                 shown = subject.stack.field(subject.extents[number].centre, side_mm, self.size)
             example = self._example(subject, number, shown)
-            prompts.append(Prompt(example.image, example.label, subject.stack.name))
+            prompts.append(Prompt(example.image, example.label, subject.stack.name, subject.place(number)))
         return prompts
 
     def described(self) -> list[dict[str, Any]]:

@@ -24,6 +24,9 @@ WARP = WarpConfig(zoom=1.6, rotation_deg=12, shift=0.07, scale=0.15, jitter=1.0,
 BACKGROUND_WEIGHT = 0.1
 CLIP = 1.0
 CROP_MULTIPLE = 16
+REACH = 0.08
+"""Slices serve each other as examples where they lie about this far apart, as a share of all that is labelled."""
+_RARELY = 1e-3
 
 
 def tune_network(network: ConfiguredModule, lessons: Sequence[Lesson], config: TuningConfig, *, n_prompts: int = 3,
@@ -110,9 +113,21 @@ class PromptEpisodes:
             if not turn:
                 turn.extend(self._numpy.permutation(n_solved).tolist())
             row[0] = turn.pop()
-            others = [index for index in range(n_solved) if index != row[0]] or [0]
-            row[1:] = self._numpy.choice(others, n_others, replace=False)
+            odds = self._odds(self._lessons[number], row[0])
+            row[1:] = self._numpy.choice(n_solved, n_others, replace=np.count_nonzero(odds) < n_others, p=odds)
         return rows
+
+    @staticmethod
+    def _odds(lesson: Lesson, query: int) -> np.ndarray:
+        """How often each prompt (P,) serves a query: another subject's, if there are any, and from the same place."""
+        odds = np.ones(len(lesson.images))
+        if lesson.places is not None:
+            odds = np.exp(-((lesson.places - lesson.places[query]) / REACH) ** 2 / 2) + _RARELY
+        if lesson.subjects is not None and np.ptp(lesson.subjects):
+            odds[lesson.subjects == lesson.subjects[query]] = 0
+        elif len(odds) > 1:
+            odds[query] = 0
+        return odds / odds.sum()
 
     def _segmentation(self, lesson: Lesson, rows: np.ndarray) -> Episodes:
         images, classes = torch.from_numpy(lesson.images[rows]), torch.from_numpy(lesson.targets[rows]).long()
