@@ -13,5 +13,7 @@ from mvg_core.cli import check_data  # isort: skip
 from mvg_core.cli import evaluate  # isort: skip
 from mvg_core.cli import finetune  # isort: skip
 from mvg_core.cli import cohort  # isort: skip
+from mvg_core.cli import serve  # isort: skip
 
-__all__ = ["app", "check_data", "cohort", "data", "evaluate", "finetune", "main", "predict", "prompts", "weights"]
+__all__ = ["app", "check_data", "cohort", "data", "evaluate", "finetune", "main", "predict", "prompts", "serve",
+           "weights"]

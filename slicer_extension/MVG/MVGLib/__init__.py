@@ -1,0 +1,1 @@
+"""The MVG module's library; importing it loads nothing."""
