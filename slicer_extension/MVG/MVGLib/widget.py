@@ -248,7 +248,8 @@ class MVGWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         slicer.util.showStatusMessage(text, 5000)
 
     def log(self, text: str) -> None:
-        """A line in the log."""
+        """A line in the log, of the panel and of Slicer; names of volumes, which may be patients', are left out."""
+        text = self._withoutNames(text)
         self.ui.logTextEdit.appendPlainText(f"{time.strftime('%H:%M:%S')}  {text}")
         logging.info("MVG: %s", text)
 
@@ -258,6 +259,15 @@ class MVGWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.logTextEdit.copy()
 
     # --- parts ---
+
+    def _withoutNames(self, text: str) -> str:
+        kinds = ("vtkMRMLVolumeNode", "vtkMRMLSegmentationNode")
+        names = {node.GetName(): node.GetID() for kind in kinds for node in slicer.util.getNodesByClass(kind)}
+        names.update({entry.volumeName: "a deleted volume" for entry in self.logic.references.entries
+                      if entry.volumeName not in names})
+        for name in sorted(filter(None, names), key=len, reverse=True):  # the longest first: one may begin another
+            text = text.replace(name, names[name])
+        return text
 
     def _connectParameters(self) -> None:
         self._guiTag = self.parameters.connectGui(self.ui)
