@@ -3,8 +3,8 @@
 The repository holds a single weight file, bundle/models/model.pt, where MONAI expects it. A wheel carries a copy as
 mvg_core/_weights/model.pt; a checkout (also one installed with `pip install -e`) uses the file in place.
 
-The two ONNX files made from it are not in the repository: `make package` writes them beside it, and a wheel carries
-them where they are. Without them a wheel needs PyTorch.
+The two ONNX files beside it, which let a wheel predict without PyTorch, hold the network and read its numbers from
+model.pt; `make package` makes them again where they are of other weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NUMBERS = WEIGHTS.with_name("model.numbers.json")
 """What was measured with the weights; may be missing."""
 
 ONNX = tuple(WEIGHTS.with_name(name) for name in ("model_prompt.onnx", "model_query.onnx"))
-"""Made from the weights, each with a record of its checksum; may be missing, but not one of them."""
+"""Made from the weights, each with a record of its checksum; both may be missing, but not one of them."""
 
 
 class BuildWithWeights(build_py):

@@ -26,8 +26,9 @@ Encoded = Any
 PIXEL_MULTIPLE = 16
 ONNX_PROMPT, ONNX_QUERY = "model_prompt.onnx", "model_query.onnx"
 """The two halves of an exported network: encoding a prompt, painting queries."""
-ONNX_METADATA = ("mvg_network", "mvg_card", "mvg_checkpoint_sha256")
-"""Keys in both files: configuration (JSON), card (JSON), checksum of the weight file they were made from."""
+ONNX_METADATA = ("mvg_network", "mvg_card", "mvg_checkpoint_sha256", "mvg_weights_file")
+"""Keys in both files: configuration (JSON), card (JSON), checksum of the weight file they were made from, and its name,
+empty unless they read its numbers."""
 
 N_CODEBOOKS = 4
 """Encoded prompts end with this many codebooks and summaries, which add up; all before are tokens along axis 2."""
@@ -168,7 +169,10 @@ class OnnxBackend:
         if written[0] != written[1] or not set(ONNX_METADATA) <= set(written[0]):
             raise WeightsError(f"{ONNX_PROMPT} and {ONNX_QUERY} in {folder} do not belong together, or are not ours: "
                                "run `mvg export-onnx` again")
-        network, card, self.checkpoint_sha256 = (written[0][key] for key in ONNX_METADATA)
+        network, card, self.checkpoint_sha256, weights = (written[0][key] for key in ONNX_METADATA)
+        if weights and file_sha256(folder / Path(weights).name) != self.checkpoint_sha256:
+            raise WeightsError(f"{ONNX_PROMPT} and {ONNX_QUERY} in {folder} were made from another {weights} than the "
+                               "one beside them: run `mvg export-onnx` again")
         self.size = int(json.loads(network)["size"])
         self.card: dict[str, Any] = json.loads(card)
         self._names = [output.name for output in self._prompt.get_outputs()]

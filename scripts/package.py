@@ -2,8 +2,8 @@
 
     python scripts/package.py [--output dist]
 
-1. bundle/models/model.pt -> model_prompt.onnx and model_query.onnx beside it (kept if they are of these weights), and
-   a comparison of what both say.
+1. bundle/models/model.pt -> model_prompt.onnx and model_query.onnx beside it, which read its numbers (kept if they are
+   of these weights), and a comparison of what both say.
 2. The source distribution, and from it alone the wheel, so that nothing can be missing from the one or left over from
    an older build in the other.
 3. A look into the wheel: the three files are there and have the recorded checksums.
@@ -49,7 +49,7 @@ def export(models: Path) -> tuple[Path, ...]:
     except WeightsError:
         kept = False
     if not kept:
-        export_onnx(load_network(weights), models, checkpoint_sha256=checksum)
+        export_onnx(load_network(weights), models, checkpoint_sha256=checksum, weights=weights.name)
     return models / ONNX_PROMPT, models / ONNX_QUERY
 
 

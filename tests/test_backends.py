@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import TINY, tiny_network, write_weights
+from typer.testing import CliRunner
 
 from mvg_core import backends
 from mvg_core.backends import (
@@ -26,6 +27,7 @@ from mvg_core.backends import (
     TorchBackend,
     load_backend,
 )
+from mvg_core.cli import app
 from mvg_core.network import export
 from mvg_core.network.checkpoint import load_network
 from mvg_core.network.config import NetworkConfig
@@ -49,6 +51,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     path = write_weights(folder / "model.pt")
     export_onnx(load_network(path), folder, checkpoint_sha256=file_sha256(path))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with ONNX files that read the numbers of the weight file beside them."""
+    folder = tmp_path_factory.mktemp("sharing")
+    path = write_weights(folder / "model.pt")
+    export_onnx(load_network(path), folder, checkpoint_sha256=file_sha256(path), weights="model.pt")
     return folder
 
 
@@ -247,6 +258,53 @@ def test_the_files_say_what_they_are(folder: Path) -> None:
         assert written["mvg_checkpoint_sha256"] == file_sha256(folder / "model.pt")
 
 
+def test_beside_its_weight_file_an_export_holds_no_weights_and_says_the_same(folder: Path, sharing: Path) -> None:
+    import onnx
+
+    for name in (ONNX_PROMPT, ONNX_QUERY):
+        initial = onnx.load(sharing / name, load_external_data=False).graph.initializer
+        inside, outside = ([one for one in initial if bool(one.external_data) is kind] for kind in (False, True))
+        assert max(int(np.prod(one.dims)) for one in inside) < export.LEAST_HALVED
+        places = [entry.value for one in outside for entry in one.external_data if entry.key == "location"]
+        assert set(places) == {"model.pt"}
+    alone, together = OnnxBackend(folder, "cpu", 1), OnnxBackend(sharing, "cpu", 1)
+    image, label, queries = randoms(32, 32), randoms(32, 32, 3), randoms(2, 32, 32)
+    for first, second in zip(alone.encode(image, label), together.encode(image, label), strict=True):
+        np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(alone.paint(queries, alone.encode(image, label)),
+                                  together.paint(queries, together.encode(image, label)))
+
+
+def test_an_export_without_its_weight_file_or_beside_another_is_refused(sharing: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(sharing, tmp_path / "copy"))
+    write_weights(copy / "model.pt", seed=1)
+    with pytest.raises(WeightsError, match=r"were made from another model\.pt than the one beside them"):
+        OnnxBackend(copy)
+    (copy / "model.pt").unlink()
+    with pytest.raises(WeightsError, match=r"model_prompt\.onnx cannot be loaded .*run `mvg export-onnx` again"):
+        OnnxBackend(copy)
+
+
+def test_the_command_refers_to_weights_only_where_they_lie_beside(folder: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "here" / "model.pt"
+    weights.parent.mkdir()
+    shutil.copy(folder / "model.pt", weights)
+    sizes = []
+    for output in (weights.parent, tmp_path / "there"):
+        result = CliRunner().invoke(app, ["export-onnx", "--weights", str(weights), "--output", str(output)])
+        assert result.exit_code == 0, result.output
+        sizes.append((output / ONNX_QUERY).stat().st_size)
+        assert OnnxBackend(output).checkpoint_sha256 == file_sha256(weights)
+    assert sizes[0] < sizes[1]
+
+
+def test_the_shipped_onnx_files_are_of_the_shipped_weights_and_small() -> None:
+    shipped = find_weights()
+    backend = OnnxBackend(shipped.parent, "cpu", 1)
+    assert backend.checkpoint_sha256 == file_sha256(shipped)
+    assert sum((shipped.parent / name).stat().st_size for name in (ONNX_PROMPT, ONNX_QUERY)) < 1_000_000
+
+
 def test_an_export_leaves_the_network_alone_and_no_debris(tmp_path: Path, no_tracing: list[torch.nn.Module]) -> None:
     network = tiny_network().train().half()
     paths = export_onnx(network, tmp_path / "new" / "folder")
@@ -314,7 +372,7 @@ def test_a_damaged_file_is_noticed_and_so_is_one_that_cannot_be_checked(folder: 
 
 def test_weights_that_half_precision_holds_are_stored_so_and_change_no_bit(folder: Path, tmp_path: Path,
                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_store_halves", lambda _: None)
+    monkeypatch.setattr(export, "_store_halves", lambda *_: None)
     export_onnx(load_network(folder / "model.pt"), tmp_path)
     image, label, queries = randoms(32, 32), randoms(32, 32, 3), randoms(2, 32, 32)
     small, large = OnnxBackend(folder, "cpu", 1), OnnxBackend(tmp_path, "cpu", 1)
@@ -334,7 +392,7 @@ def test_weights_that_need_single_precision_keep_it(tmp_path: Path) -> None:
               for name, array in (("exact", exact), ("fine", fine), ("small", small), ("huge", huge))]
     graph = helper.make_graph([], "g", [], [], stored)
     model = helper.make_model(graph)
-    export._store_halves(model)
+    export._store_halves(model, "", {})
     assert {tensor.name: tensor.data_type for tensor in model.graph.initializer} == {
         "exact_half": TensorProto.FLOAT16, "fine": TensorProto.FLOAT, "small": TensorProto.FLOAT,
         "huge": TensorProto.FLOAT}

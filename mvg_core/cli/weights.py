@@ -87,7 +87,8 @@ def export_onnx(
     from mvg_core.network.checkpoint import load_network
     from mvg_core.network.export import export_onnx as export
 
-    for written in export(load_network(path), folder, checkpoint_sha256=file_sha256(path)):
+    beside = path.name if path.parent.resolve() == folder.resolve() else ""
+    for written in export(load_network(path), folder, checkpoint_sha256=file_sha256(path), weights=beside):
         show_line(f"written: {written}")
 
 

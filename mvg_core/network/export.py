@@ -1,8 +1,9 @@
 """The network as two ONNX files, for machines without PyTorch.
 
 One file encodes a prompt, the other paints queries that read what the first one returned, so a prompt is encoded once
-and prompts are joined outside (`mvg_core.backends`). Free are the number of queries, the number of prompt tokens, and
-the sides of the slices (multiples of 16; the prompts' and the queries' are the same).
+and prompts are joined outside (`mvg_core.backends`). Beside the weight file that they were made from, both read its
+numbers, so that weights are stored once. Free are the number of queries, the number of prompt tokens, and the sides of
+the slices (multiples of 16; the prompts' and the queries' are the same).
 
 Shape letters: B queries, H W pixels.
 """
@@ -13,8 +14,10 @@ import copy
 import json
 import math
 import os
+import struct
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +36,8 @@ from mvg_core.weights import checksum_record, record_checksum
 OPSET = 17
 LEAST_HALVED = 256
 """Numbers in a weight tensor from which on it is worth a node to widen it."""
+_HEADER, _LENGTHS_AT = 30, 26
+"""Bytes of the header of a zip entry, and where in it the lengths of what follows are."""
 
 
 class _PromptEncoder(nn.Module):
@@ -55,7 +60,8 @@ class _QueryPainter(nn.Module):
         return self.network.paint(image, list(encoded))
 
 
-def export_onnx(network: ConfiguredModule, folder: Path, *, checkpoint_sha256: str = "") -> tuple[Path, Path]:
+def export_onnx(network: ConfiguredModule, folder: Path, *, checkpoint_sha256: str = "", weights: str = ""
+                ) -> tuple[Path, Path]:
     """Write `model_prompt.onnx` and `model_query.onnx`; older ones are replaced once both are complete.
 
     Needs the package onnx. Both files carry the network's configuration, its card and the checksum of its weight file;
@@ -65,6 +71,7 @@ def export_onnx(network: ConfiguredModule, folder: Path, *, checkpoint_sha256: s
         network: a `CompactPainter`; not changed.
         folder: made if it is missing.
         checkpoint_sha256: of the weight file that the network came from, see `weights.file_sha256`.
+        weights: name of that file, if it lies in `folder`: the ONNX files refer to its numbers instead of holding them.
 
     Returns:
         The two paths.
@@ -77,11 +84,12 @@ def export_onnx(network: ConfiguredModule, folder: Path, *, checkpoint_sha256: s
                          "queries are computed together, only 'compact' ones encode prompts on their own")
     # In single precision on the CPU, whatever the caller trains with.
     exported = copy.deepcopy(network).eval().float().cpu()
-    written = json.dumps(network.config.to_json()), json.dumps(network.card), checkpoint_sha256
+    written = json.dumps(network.config.to_json()), json.dumps(network.card), checkpoint_sha256, weights
+    held = _numbers_in(folder / weights) if weights else {}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
         for path in _export_both(exported, Path(temporary)):
-            _finish(path, dict(zip(ONNX_METADATA, written, strict=True)))
+            _finish(path, dict(zip(ONNX_METADATA, written, strict=True)), weights, held)
             record_checksum(path)
         for name in (ONNX_PROMPT, ONNX_QUERY):
             os.replace(Path(temporary) / name, folder / name)
@@ -114,7 +122,8 @@ def _export(module: nn.Module, arguments: tuple[Tensor, ...], path: Path, inputs
         # (the new exporter writes the same numbers, but takes twenty times as long).
         warnings.simplefilter("ignore")
         torch.onnx.export(module.eval(), arguments, path, input_names=inputs, output_names=outputs, dynamic_axes=axes,
-                          opset_version=OPSET, dynamo=False)
+                          opset_version=OPSET, dynamo=False,
+                          do_constant_folding=False)  # ONNX Runtime does that, and weights stay as they are stored
 
 
 @contextmanager
@@ -136,20 +145,25 @@ def _attention_head_by_head() -> Iterator[None]:
         F.scaled_dot_product_attention = together
 
 
-def _finish(path: Path, texts: dict[str, str]) -> None:
-    """Add the texts, and take off half of the size where that changes no number."""
+def _finish(path: Path, texts: dict[str, str], weights: str, held: dict[bytes, tuple[int, int]]) -> None:
+    """Add the texts, and store numbers in half the size, or not at all, where that changes none."""
     import onnx
 
     model = onnx.load(path)
     onnx.helper.set_model_props(model, texts)
-    _store_halves(model)
-    onnx.save(model, path)
+    _store_halves(model, weights, held)
+    path.write_bytes(model.SerializeToString())
 
 
-def _store_halves(model: Any) -> None:
+def _store_halves(model: Any, weights: str, held: dict[bytes, tuple[int, int]]) -> None:
     """Store in half precision the weights that it holds exactly, as it does those of weight files.
 
     ONNX Runtime widens them once, when it loads the file, and computes in single precision as before.
+
+    Args:
+        model: changed in place.
+        weights: name of the file that holds numbers.
+        held: what it holds, see `_numbers_in`.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -157,13 +171,40 @@ def _store_halves(model: Any) -> None:
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) < LEAST_HALVED:
             continue
-        weights = numpy_helper.to_array(tensor)
+        numbers = numpy_helper.to_array(tensor)
         with np.errstate(over="ignore"):
-            halves = weights.astype(np.float16)
-        if np.array_equal(halves, weights):
+            halves = numbers.astype(np.float16)
+        if np.array_equal(halves, numbers):
             name = tensor.name
             tensor.CopyFrom(numpy_helper.from_array(halves, f"{name}_half"))
+            place = held.get(tensor.raw_data)
+            if place is not None:
+                _refer(tensor, weights, *place)
             widened.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
     nodes = [*widened, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _refer(tensor: Any, weights: str, offset: int, length: int) -> None:
+    """Leave the numbers of a tensor out, and say where in a file beside the ONNX file they are."""
+    from onnx import TensorProto
+
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", weights), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _numbers_in(path: Path) -> dict[bytes, tuple[int, int]]:
+    """What a weight file holds, a zip archive that compresses nothing: bytes -> where they start, and length."""
+    content, held = path.read_bytes(), {}
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                continue
+            # The entry's own header: 30 bytes, of which the last four say how long name and extra field are.
+            name, extra = struct.unpack_from("<HH", content, entry.header_offset + _LENGTHS_AT)
+            start = entry.header_offset + _HEADER + name + extra
+            held[content[start : start + entry.file_size]] = start, entry.file_size
+    return held

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mvg_core.network.checkpoint import load_network, save_weights
+from mvg_core.network.export import export_onnx
 from mvg_core.training.recipe import STAGES, TRAINING_SETS
 from mvg_core.weights import file_sha256
 
@@ -52,7 +53,7 @@ def make_card(data_folder: Path, records: Sequence[Path], note: str = "") -> dic
 
 
 def main() -> None:
-    """Write the weight file and its checksum."""
+    """Write the weight file, its checksum, and the ONNX files that read its numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="weights.pt of a finished run")
     parser.add_argument("--data", type=Path, required=True, help="folder of data sets, for their licences")
@@ -65,6 +66,8 @@ def main() -> None:
     save_weights(network, options.output)
     options.output.with_name(options.output.name + ".sha256").write_text(
         f"{file_sha256(options.output)}  {options.output.name}\n")
+    export_onnx(network, options.output.parent, checkpoint_sha256=file_sha256(options.output),
+                weights=options.output.name)
     print(f"{options.output}: {options.output.stat().st_size / 1e6:.1f} MB")
 
 
