@@ -366,6 +366,41 @@ def test_another_version_of_the_library_is_told(panel: Any, monkeypatch: pytest.
     assert "9.9.9" in panel.ui.statusLabel.text()
 
 
+# --- PyTorch ---
+
+
+def test_pytorch_computes_if_chosen_and_is_never_installed_by_us(panel: Any, core: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    from MVGLib import install
+    from MVGLib.parameters import Computer
+    from MVGLib.worker import Worker
+
+    commands = []
+
+    def started(*arguments: Any) -> Worker:
+        commands.append(install.workerCommand(core, "serve", "--worker", "--backend", arguments[1]))
+        return Worker(commands[-1], environment={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    monkeypatch.setattr(install, "localWorker", started)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "torch" else found(name))
+    panel.parameters.computer = Computer.localTorch
+    panel.ui.testConnectionButton.click()
+    assert "install the extension PyTorch" in panel.app.errors[-1]
+    assert commands == []
+    monkeypatch.undo()
+    monkeypatch.setattr(install, "coreFolder", lambda *_: core)
+    monkeypatch.setattr(install, "localWorker", started)
+    panel.ui.testConnectionButton.click()
+    wait(panel, lambda: panel.server.isReady, 90)
+    assert commands[0][-1] == "torch"
+    assert "torch on cpu" in panel.ui.connectionLabel.text()
+    assert not any("torch" in text or "onnx" in text for text in install.requirementsOf("torch"))
+    assert any("onnxruntime" in text for text in install.requirementsOf("onnx"))
+
+
 # --- a server elsewhere ---
 
 

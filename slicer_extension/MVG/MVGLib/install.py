@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -76,14 +77,18 @@ def workerCommand(core: Path, *arguments: str, python: str | None = None) -> lis
     return [python or slicerPython(), "-c", _START, str(core), *arguments]
 
 
-def localWorker(core: Path | None = None) -> Worker:
+def localWorker(core: Path | None = None, backend: str = "onnx") -> Worker:
     """A worker on this machine, not started yet; a `with` block starts and ends it.
+
+    Args:
+        core: see `coreFolder`.
+        backend: `onnx`, or `torch`, which computes on a GPU if there is one.
 
     Raises:
         InstallError: files are missing.
     """
     folder = coreFolder() if core is None else core
-    return Worker(workerCommand(folder, "serve", "--worker", "--backend", "onnx"))
+    return Worker(workerCommand(folder, "serve", "--worker", "--backend", backend))
 
 
 def slicerPython() -> str:
@@ -138,6 +143,23 @@ def readRequirements(path: Path = REQUIREMENTS) -> list[str]:
     """The lines of a requirements file without comments, such as `onnxruntime>=1.19`."""
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line and not line.startswith("-")]
+
+
+def requirementsOf(backend: str) -> list[str]:
+    """What a worker needs that computes with a backend; PyTorch itself is left to the extension of that name."""
+    return [text for text in readRequirements() if backend == "onnx" or _requirement(text).name != "onnxruntime"]
+
+
+def checkTorch() -> None:
+    """Refuse to compute with PyTorch where it is not installed; it is not imported.
+
+    Raises:
+        InstallError: it is not; says what to do.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise InstallError("PyTorch is not installed in Slicer: install the extension PyTorch, open its module PyTorch "
+                           "Utils and press Install. Or choose This computer under Where it computes, which does "
+                           "without it.")
 
 
 def missingRequirements(requirements: Iterable[str] | None = None) -> list[str]:

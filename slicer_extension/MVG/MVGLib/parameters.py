@@ -49,6 +49,7 @@ class Computer(Choice):
     """Where it computes."""
 
     local = "This computer"
+    localTorch = "This computer, with PyTorch (GPU)"
     remote = "A server"
 
 

@@ -65,7 +65,7 @@ class ServerPanel:
 
     def install(self) -> None:
         """Install what the worker needs, after a question."""
-        if install.ensureRequirements():
+        if install.ensureRequirements(install.requirementsOf(self._backend)):
             self._owner.log("The packages are installed.")
         self.update()
 
@@ -150,7 +150,7 @@ class ServerPanel:
     def update(self) -> None:
         """Show what belongs to the chosen computer, and whether packages are missing."""
         isLocal = self._isLocal
-        missing = install.missingRequirements() if isLocal else []
+        missing = install.missingRequirements(install.requirementsOf(self._backend)) if isLocal else []
         self._ui.setupFrame.setVisible(bool(missing))
         if missing:
             self._ui.setupLabel.setText("To compute on this machine, Slicer needs these Python packages: "
@@ -164,7 +164,12 @@ class ServerPanel:
 
     @property
     def _isLocal(self) -> bool:
-        return self._owner.parameters.computer == Computer.local
+        return self._owner.parameters.computer != Computer.remote
+
+    @property
+    def _backend(self) -> str:
+        """What the worker on this computer computes with."""
+        return "torch" if self._owner.parameters.computer == Computer.localTorch else "onnx"
 
     def mayUpload(self) -> bool:
         """Ask before the first image goes to a server that is not this machine."""
@@ -198,17 +203,19 @@ class ServerPanel:
             self._ask(self._worker.client)
 
     def _startWorker(self) -> None:
-        missing = install.missingRequirements()
+        if self._backend == "torch":
+            install.checkTorch()
+        missing = install.missingRequirements(install.requirementsOf(self._backend))
         if missing:
             raise install.InstallError(f"{', '.join(missing)} not installed in Slicer: press Install packages at the "
                                        "top of this panel, or choose a server under Where it computes.")
         core = install.coreFolder()
-        problems = install.missingFiles(core)
+        problems = install.missingFiles(core, self._backend)
         if problems:
             raise install.InstallError(" ".join(problems))
         if self._worker is not None:
             self._worker.kill()
-        self._worker = install.localWorker(core)
+        self._worker = install.localWorker(core, self._backend)
         self._worker.start()
         self._owner.log("The worker process is starting.")
         self._tell("Starting...")
