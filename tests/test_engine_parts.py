@@ -67,6 +67,17 @@ def stacks(draw: st.DrawFn, spacings: Sequence[float] = (0.5, 1.0, 3.0), square:
 centres = st.tuples(st.floats(-5, 17), st.floats(-5, 17))
 
 
+@given(stacks(), centres, st.floats(0.5, 30), st.floats(1, 3))
+def test_a_wider_view_of_the_same_place_shows_all_of_a_narrower_one(stack: Stack, centre: tuple[float, float],
+                                                                    side_mm: float, wider: float) -> None:
+    inner, outer = (stack.cut(0, Field(centre, min(side, stack.whole.side_mm)), 16).box
+                    for side in (side_mm, wider * side_mm))
+    for narrow, wide in zip(inner, outer, strict=True):
+        assert wide.start <= narrow.start
+        assert narrow.stop <= wide.stop
+
+
+
 def flat(array: np.ndarray, *spacing_mm: float) -> Stack:
     """One slice (h, w) along the last axis."""
     spacing = (*spacing_mm, 1.0) if spacing_mm else (1.0, 1.0, 1.0)

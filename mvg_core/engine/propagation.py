@@ -26,8 +26,11 @@ from mvg_core.tuning import TuningConfig, thinned
 
 GROWTH = (0.5, 1.5)
 """The field of view follows the size of the structures between these multiples of what the labelled slices ask for."""
-REGISTERED = 128
-"""Slices are registered with at most so many pixels a side: more take longer and find nothing better."""
+WIDER = 1.7
+"""Slices are registered in a view so many times as wide as the network's: what lies around holds structures in place,
+and demons that see nothing of it bend them too far."""
+REGISTERED = 288
+"""Slices are registered in their own voxels, with at most so many a side; magnified, they would be held less stiff."""
 _CACHED = 64
 """Most examples that are kept cut."""
 
@@ -143,9 +146,14 @@ class Propagation:
         label = self.stack.slice_of(self.answer.label, before)
         if not label.any():
             return None
-        fixed, moving = (self.stack.cut(at, cut.field, min(cut.size, REGISTERED)) for at in (cut.number, before))
+        side_mm = min(WIDER * cut.field.side_mm, self.stack.whole.side_mm)
+        size = self.stack.pixels(side_mm, REGISTERED)
+        fixed, moving = (self.stack.cut(at, Field(cut.field.centre, side_mm), size) for at in (cut.number, before))
         warp = register_slices(fixed.image, moving.image)
-        return fixed.back(warp.image(self.painter.one_hot(moving.label(label))))
+        carried = fixed.back(warp.image(self.painter.one_hot(moving.label(label))))
+        rows, columns = (slice(inner.start - outer.start, inner.stop - outer.start)
+                         for inner, outer in zip(cut.box, fixed.box, strict=True))
+        return carried[rows, columns]
 
     def _field(self, number: int, state: _Chain) -> Field:
         if not self.config.focus or state.extent is None:
