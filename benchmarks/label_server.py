@@ -154,7 +154,7 @@ def _table(found: dict[str, Any]) -> str:
             ("memory after so many requests", ", ".join(f"{number}: {mb:.0f} MB"
                                                        for number, mb in found["memory_mb"].items()))]
     title = (f"# MONAI Label server\n\n`make benchmark-label`; {machine['cores']} cores, threads of PyTorch: "
-             f"{machine['threads']}, load of the machine (processes that want a core) {machine['load'][0]} at the end.\n")
+             f"{machine['threads']}, load (processes that want a core) {machine['load'][0]} at the end.\n")
     lines = [title, "| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]
     return "\n".join(lines) + "\n"
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -121,3 +122,14 @@ def infer(server: Server, model: str, image: str = "", *, params: Mapping | None
     files = None if label is None else {"label": (label.name, label.read_bytes())}
     return requests.post(f"{server.url}/infer/{model}", params=query, data={"params": json.dumps(params or {})},
                          files=files, timeout=900)
+
+
+def wait_for(url: str) -> dict[str, Any]:
+    """The status of a background task once it is over."""
+    deadline = time.monotonic() + 1800
+    while time.monotonic() < deadline:
+        status = requests.get(url, timeout=900).json()
+        if status.get("status") not in ("SUBMITTED", "RUNNING"):
+            return status
+        time.sleep(0.5)
+    raise AssertionError(f"{url} is still running")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from mvg_core.volume import Volume
 from mvg_core.volume_io import write_volume
 
 from patients import Patients, dice
-from serving import Server, infer, serving
+from serving import Server, infer, serving, wait_for
 from slicer import Slicer, named_segments
 
 MEASURED: dict[str, float] = {}
@@ -119,7 +118,7 @@ def test_batch_inference_answers_what_has_no_label(annotator: Slicer, project: S
     started = requests.post(f"{project.url}/batch/infer/mvg_segment", params={"images": "unlabeled"},
                             json={"preset": "fast", "n_references": 1}, timeout=900)
     assert started.status_code == 200
-    finished = _wait(f"{project.url}/batch/infer")
+    finished = wait_for(f"{project.url}/batch/infer")
 
     assert finished["status"] == "DONE", finished["details"]
     labels = {one: about["labels"] for one, about in annotator.client.datastore()["objects"].items()}
@@ -145,7 +144,7 @@ def test_scoring_finds_the_expected_quality_and_the_worst_comes_next(annotator: 
 def test_training_learns_from_the_labels_and_serves_from_then_on(annotator: Slicer, project: Server,
                                                                  people: Patients) -> None:
     annotator.client.train_start("mvg_finetune", {**annotator.options("mvg_finetune", "trainers"), "steps": 1})
-    finished = _wait(f"{project.url}/train/")
+    finished = wait_for(f"{project.url}/train/")
     assert finished["status"] == "DONE", finished["details"]
 
     info = annotator.client.info()
@@ -172,14 +171,3 @@ def _read(path: str) -> Volume:
     from mvg_core.volume_io import read_volume
 
     return read_volume(path)
-
-
-def _wait(url: str) -> dict[str, Any]:
-    """The status of a background task once it is over."""
-    deadline = time.monotonic() + 1800
-    while time.monotonic() < deadline:
-        status = requests.get(url, timeout=900).json()
-        if status.get("status") not in ("SUBMITTED", "RUNNING"):
-            return status
-        time.sleep(0.5)
-    raise AssertionError(f"{url} is still running")

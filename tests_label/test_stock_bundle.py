@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from mvg_core.bundle.prompts_folder import add_case
 from mvg_core.volume_io import read_volume, write_volume
 
 from patients import Patients, dice
-from serving import REPOSITORY, Server, serving
+from serving import REPOSITORY, Server, serving, wait_for
 
 NAME = "mvg_compact"
 
@@ -61,11 +60,9 @@ def test_it_trains_and_offers_what_was_trained(stock: Server, people: Patients, 
 
     client.train_start(NAME, {"max_epochs": 1, "val_split": 0.5, "batch": 1, "epoch_length": 1, "learning_rate": 1e-4,
                               "model_filename": "model.pt", "multi_gpu": False})
-    deadline = time.monotonic() + 1800
-    while client.train_status(check_if_running=True) and time.monotonic() < deadline:
-        time.sleep(0.5)
+    finished = wait_for(f"{stock.url}/train/")
 
-    assert client.train_status()["status"] == "DONE", client.train_status()["details"]
+    assert finished["status"] == "DONE", finished["details"]
     trained = stock.studies.parent / "app" / "model" / NAME / "models" / "trained.pt"
     assert trained.is_file()
     answer = requests.post(f"{stock.url}/infer/{NAME}", params={"image": people.queries[0].name, "output": "json"},

@@ -114,7 +114,8 @@ class PromptEpisodes:
                 turn.extend(self._numpy.permutation(n_solved).tolist())
             row[0] = turn.pop()
             odds = self._odds(self._lessons[number], row[0])
-            row[1:] = self._numpy.choice(n_solved, n_others, replace=np.count_nonzero(odds) < n_others, p=odds)
+            row[1:] = self._numpy.choice(n_solved, n_others, replace=bool(np.count_nonzero(odds) < n_others),
+                                               p=odds)
         return rows
 
     @staticmethod
