@@ -261,7 +261,8 @@ def unpack(body: bytes) -> tuple[list[tuple[int, np.ndarray]], int, int]:
         line = json.loads(body[len(SLICES):end])
         shape = (len(line["numbers"]), *line["shape"])
         array = np.frombuffer(zlib.decompress(body[end + 1:]), line["dtype"]).reshape(shape)
-        return list(zip(line["numbers"], array, strict=True)), int(line["axis"]), int(line["next"])
+        pairs = [(int(number), array[place]) for place, number in enumerate(line["numbers"])]
+        return pairs, int(line["axis"]), int(line["next"])
     except (ValueError, KeyError, TypeError, zlib.error) as error:
         raise WireError(f"the slices cannot be read ({error}): ask again") from error
 
