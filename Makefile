@@ -31,9 +31,8 @@ LABEL_SET_UP := .venv-label/.set-up-$(shell cat $(LABEL_FILES) pyproject.toml se
 STUDIES ?= studies
 LABEL_HOST ?= 127.0.0.1
 LABEL_PORT ?= 8000
-# Nothing is fetched from a model zoo, other web pages may not read the images, and logs name no files.
-LABEL_SETTINGS := MONAI_ZOO_SOURCE=local MONAI_LABEL_TRACKING_ENABLED=false \
-	MONAI_LABEL_CORS_ORIGINS='["http://$(LABEL_HOST):$(LABEL_PORT)"]'
+# Nothing is fetched from a model zoo, and nothing is sent to a tracker.
+LABEL_SETTINGS := MONAI_ZOO_SOURCE=local MONAI_LABEL_TRACKING_ENABLED=false
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-21s %s\n", $$1, $$2 }' Makefile

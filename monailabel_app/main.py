@@ -7,6 +7,8 @@ Options (`--conf KEY VALUE`) and everything else: docs/how-to/monai-label.md.
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -26,7 +28,7 @@ from monailabel.tasks.activelearning.random import Random
 from monailabel.utils.others.generic import remove_file
 
 # All at once: MONAI Label takes this folder out of the search path again when this module is loaded.
-from lib import errors
+from lib import errors, web
 from lib.batch import Batch
 from lib.infers.image import Image
 from lib.infers.propagate import Propagate
@@ -40,6 +42,7 @@ from lib.workbench import Workbench
 
 SEGMENT, PROPAGATE, IMAGE = "mvg_segment", "mvg_propagate", "mvg_image"
 FINETUNE, QUALITY = "mvg_finetune", "mvg_quality"
+_LOG_LEVEL = "MVG_LABEL_LOG_LEVEL"
 # How Python calls temporary files, into which MONAI Label writes what is uploaded.
 _TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}(\.\S+)?")
 
@@ -48,6 +51,8 @@ class MVGApp(MONAILabelApp):
     """Tasks get the app's workbench, since MONAI Label tells an inference nothing about the other images."""
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        # MONAI Label's processes for trainings and batches log everything, file names too, whatever the server logs.
+        logging.getLogger().setLevel(os.environ.setdefault(_LOG_LEVEL, logging.getLevelName(logging.getLogger().level)))
         super().__init__(app_dir, studies, conf, name=f"MVG {mvg_core.__version__}", version=mvg_core.__version__,
                          description="Segments, denoises and inpaints by example: from the labels submitted so far")
         # After every sample, in a process of its own, on all cores: no help for whoever waits for an answer.
@@ -90,7 +95,7 @@ class MVGApp(MONAILabelApp):
         super().on_init_complete()
         from monailabel.app import app as server  # only where it exists: not in the processes of trainings
 
-        errors.install(server)
+        web.prepare(server, self.conf.get("origins", ""))
         self.bench.warm_up()
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
@@ -128,8 +133,9 @@ class MVGApp(MONAILabelApp):
 
     def bundle_path(self, model: str | None) -> str | None:
         """No bundle; but MONAI Label asks this before it starts a process, so mistakes can be told to the client."""
-        if model in self._trainers:
-            self._trainers[model].check()
+        trainer = self._trainers.get(model)
+        if isinstance(trainer, FinetuneTask):
+            trainer.check()
         elif model is not None and model not in self._infers:
             raise errors.problem(404, f"there is no model {model!r}: GET /info/ lists those there are")
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def test_labels_keep_their_names_when_a_case_numbers_them_otherwise(annotator: S
 
 
 def test_three_labels_are_not_worse_than_the_prompts_folder(people: Patients,
-                                                           record_property: pytest.RecordProperty) -> None:
+                                                           record_property: Callable[[str, object], None]) -> None:
     record_property("dice", MEASURED)
     print(f"\nmean Dice, {people.source}: " + ", ".join(f"{name} {value:.3f}" for name, value in MEASURED.items()))
 
@@ -165,6 +165,12 @@ def test_what_was_drawn_is_what_a_download_gives(annotator: Slicer, people: Pati
     saved = _read(path)
     assert np.array_equal(saved.array, one.truth.array)
     assert saved.geometry.is_close(one.image.geometry)
+
+
+def test_logs_of_background_tasks_name_no_image(project: Server, people: Patients) -> None:
+    log = project.log.read_text()
+
+    assert [one.name for one in (*people.labelled, *people.queries) if one.name in log] == []
 
 
 def _read(path: str) -> Volume:

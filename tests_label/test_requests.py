@@ -406,6 +406,12 @@ def test_parameters_that_are_no_json_are_told(server: Server) -> None:
     assert (answer.status_code, "JSON" in answer.json()["detail"]) == (400, True)
 
 
+def test_web_pages_of_other_servers_cannot_read_images(server: Server) -> None:
+    answer = requests.get(f"{server.url}/info/", headers={"Origin": "http://elsewhere.example"}, timeout=900)
+
+    assert "access-control-allow-origin" not in answer.headers
+
+
 def test_logs_name_no_image(server: Server, studies: Studies) -> None:
     infer(server, "mvg_segment", studies.people.queries[0].name, params={"preset": "plain"})
 

@@ -66,14 +66,10 @@ def told_to_clients() -> Iterator[None]:
 
 
 def install(server: FastAPI) -> None:
-    """Have errors answered that are raised before a request reaches the app: parameters that are no JSON, unknown ids.
-
-    MONAI Label starts the app when the middleware is built already; without it the next request builds it anew.
-    """
+    """Have errors answered that are raised before a request reaches the app: no JSON, unknown ids."""
     for kind in _HANDLED:
         server.add_exception_handler(kind, _answer)
     server.add_exception_handler(HTTPException, _without_server_errors)
-    server.middleware_stack = None
 
 
 async def _answer(request: Request, error: Any) -> Response:
