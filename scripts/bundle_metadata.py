@@ -38,7 +38,8 @@ def up_to_date(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def locked_versions() -> dict[str, str]:
     """Version of every package in the lock file, by its name in lower case."""
-    lines = [line for line in LOCK.read_text(encoding="utf-8").splitlines() if "==" in line]
+    # What stands after a semicolon says on which systems a package is installed.
+    lines = [line.partition(";")[0].strip() for line in LOCK.read_text(encoding="utf-8").splitlines() if "==" in line]
     return {name.lower(): version for name, version in (line.split("==") for line in lines)}
 
 
