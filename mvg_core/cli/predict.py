@@ -13,11 +13,15 @@ from rich.table import Table
 from mvg_core.cli.application import app
 from mvg_core.cli.terminal import (
     SHIPPED_WEIGHTS,
+    Backend,
+    BackendName,
     Command,
     Debug,
     Device,
     EngineParts,
     Overwrite,
+    Precision,
+    PrecisionName,
     Preset,
     PresetChoice,
     Threads,
@@ -45,22 +49,6 @@ class PlaneName(str, Enum):
     axial = "axial"
     coronal = "coronal"
     sagittal = "sagittal"
-
-
-class BackendName(str, Enum):
-    """What runs the network."""
-
-    auto = "auto"
-    torch = "torch"
-    onnx = "onnx"
-
-
-class PrecisionName(str, Enum):
-    """In what the network computes."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
 
 
 @app.command(cls=Command)
@@ -114,11 +102,8 @@ def predict(
         metavar="FIRST-LAST", help="Slices of QUERY to solve, from 0; without it all.")] = None,
     device: Device = "auto",
     threads: Threads = None,
-    backend: Annotated[BackendName, typer.Option(
-        help="What runs the network: PyTorch or ONNX Runtime; auto takes PyTorch if it is installed.")
-    ] = BackendName.auto,
-    precision: Annotated[PrecisionName, typer.Option(
-        help="auto computes in bfloat16 where the processor is faster with it (PyTorch only).")] = PrecisionName.auto,
+    backend: Backend = BackendName.auto,
+    precision: Precision = PrecisionName.auto,
     max_memory: Annotated[int | None, typer.Option(
         metavar="MB", min=1, help="Most memory that painting may use, program and images included; what does not fit "
         "is refused.", show_default="no limit")] = None,

@@ -9,8 +9,19 @@ from typing import Annotated
 import typer
 
 from mvg_core.cli.application import app
-from mvg_core.cli.predict import BackendName, PrecisionName
-from mvg_core.cli.terminal import SHIPPED_WEIGHTS, Command, Debug, Device, Threads, Weights, say
+from mvg_core.cli.terminal import (
+    SHIPPED_WEIGHTS,
+    Backend,
+    BackendName,
+    Command,
+    Debug,
+    Device,
+    Precision,
+    PrecisionName,
+    Threads,
+    Weights,
+    say,
+)
 
 
 @app.command(cls=Command)
@@ -27,11 +38,8 @@ def serve(
     weights: Weights = SHIPPED_WEIGHTS,
     device: Device = "auto",
     threads: Threads = None,
-    backend: Annotated[BackendName, typer.Option(
-        help="What runs the network: PyTorch or ONNX Runtime; auto takes PyTorch if it is installed.")
-    ] = BackendName.auto,
-    precision: Annotated[PrecisionName, typer.Option(
-        help="auto computes in bfloat16 where the processor is faster with it (PyTorch only).")] = PrecisionName.auto,
+    backend: Backend = BackendName.auto,
+    precision: Precision = PrecisionName.auto,
     memory: Annotated[int, typer.Option(
         metavar="MB", min=1, help="Most memory for volumes and answers; computing takes more.")] = 4096,
     max_upload: Annotated[int, typer.Option(metavar="MB", min=1, help="Largest volume that is taken.")] = 2048,

@@ -49,6 +49,22 @@ class Command(TyperCommand):
             raise typer.Exit(1) from None
 
 
+class BackendName(str, Enum):
+    """What runs the network."""
+
+    auto = "auto"
+    torch = "torch"
+    onnx = "onnx"
+
+
+class PrecisionName(str, Enum):
+    """In what the network computes."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class PresetChoice(str, Enum):
     """Presets of the volume engine."""
 
@@ -59,6 +75,10 @@ class PresetChoice(str, Enum):
 
 
 Weights = Annotated[str, typer.Option(help="Name of weights, or path to a .pt file.", metavar="NAME|PATH")]
+Backend = Annotated[BackendName, typer.Option(
+    help="What runs the network: PyTorch or ONNX Runtime; auto takes PyTorch if it is installed.")]
+Precision = Annotated[PrecisionName, typer.Option(
+    help="auto computes in bfloat16 where the processor is faster with it (PyTorch only).")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 Preset = Annotated[PresetChoice, typer.Option(
     help="How hard to try to segment volumes: plain paints every slice by itself; the others look where the structures "

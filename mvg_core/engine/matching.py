@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from mvg_core.engine.fields import Stack
 from mvg_core.retrieval import THUMBNAIL, Choice, DescribedSlices, RetrievalConfig, choose_slices, thumbnails
+from mvg_core.slices import SlicePlan
 
 BY_PLACE = RetrievalConfig(n_prompts=1, similarity=0)
 BY_PLACE_AND_LOOKS = RetrievalConfig(n_prompts=1)
@@ -21,7 +21,7 @@ class Matching:
     """
 
     def __init__(self, query: Stack, *, by_looks: bool) -> None:
-        self._query, self._config = query, BY_PLACE_AND_LOOKS if by_looks else BY_PLACE
+        self._config = BY_PLACE_AND_LOOKS if by_looks else BY_PLACE
         self._described = _described(query, range(query.n_slices), self._config)
 
     def of(self, reference: Stack, first: int, last: int) -> list[Choice]:
@@ -37,10 +37,5 @@ def _described(stack: Stack, numbers: range, config: RetrievalConfig) -> Describ
         looks = thumbnails(np.stack([stack.cut(number, stack.whole, side).image for number in numbers]))
     else:
         looks = np.zeros((len(numbers), 1), np.float32)
-    return DescribedSlices(looks, _places(stack)[list(numbers)])
-
-
-def _places(stack: Stack) -> npt.NDArray[np.float64]:
-    """Where slices lie, 0 to 1 from left, back or foot, whichever way they are stored."""
-    places = (np.arange(stack.n_slices) + 0.5) / stack.n_slices
-    return places if stack.volume.geometry.axis_codes[stack.axis] in "RAS" else 1 - places
+    places = SlicePlan.for_volume(stack.volume.geometry, stack.axis).relative_positions
+    return DescribedSlices(looks, places[list(numbers)])
