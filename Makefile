@@ -78,7 +78,7 @@ $(LABEL_SET_UP):
 
 label-server: label-env  ## MONAI Label server for the images in STUDIES=folder (LABEL_HOST, LABEL_PORT, ARGS="--conf ...")
 	@echo "MONAI Label server: http://$(LABEL_HOST):$(LABEL_PORT)/ (Ctrl+C ends it)"
-	$(LABEL_SETTINGS) $(LABEL)/python -m monailabel.main start_server --app monailabel_app --studies "$(STUDIES)" \
+	@$(LABEL_SETTINGS) $(LABEL)/python -m monailabel.main start_server --app monailabel_app --studies "$(STUDIES)" \
 		--host $(LABEL_HOST) --port $(LABEL_PORT) --verbose WARNING $(ARGS)
 
 test-label:  ## the tests of the MONAI Label app, against real server processes (skipped without Python 3.11 or 3.12)

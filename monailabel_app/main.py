@@ -28,12 +28,13 @@ from monailabel.tasks.activelearning.random import Random
 from monailabel.utils.others.generic import remove_file
 
 # All at once: MONAI Label takes this folder out of the search path again when this module is loaded.
-from lib import errors, web
+from lib import dicomweb, errors, web
 from lib.batch import Batch
 from lib.infers.image import Image
 from lib.infers.propagate import Propagate
 from lib.infers.segment import Segment
 from lib.scoring.quality import ExpectedQuality
+from lib.sessions import CarefulSessions
 from lib.store import StudiesFolder
 from lib.strategies.least_alike import LeastAlike
 from lib.strategies.lowest_quality import LowestQuality
@@ -60,13 +61,20 @@ class MVGApp(MONAILabelApp):
 
     def init_datastore(self) -> Datastore:
         """The images, and with them what all tasks share."""
-        is_remote = self.studies.startswith(("http://", "https://"))
-        datastore = self.init_remote_datastore() if is_remote else StudiesFolder(
+        if not self.studies.startswith(("http://", "https://")):
+            datastore = self._folder()
+        elif settings.MONAI_LABEL_DATASTORE or "googleapis.com" in self.studies:
+            datastore = self.init_remote_datastore()
+        else:
+            datastore = dicomweb.connect(self.studies, re.findall(r"\w+", self.conf.get("modalities", "").upper()))
+        self.bench = Workbench(self.app_dir, self.studies, self.conf, datastore)
+        return datastore
+
+    def _folder(self) -> StudiesFolder:
+        return StudiesFolder(
             self.studies, extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY)
-        self.bench = Workbench(self.app_dir, self.studies, self.conf, datastore)
-        return datastore
 
     def init_infers(self) -> dict[str, InferTask]:
         """Segmentation by references, completion of painted volumes, and images."""
@@ -139,6 +147,11 @@ class MVGApp(MONAILabelApp):
         elif model is not None and model not in self._infers:
             raise errors.problem(404, f"there is no model {model!r}: GET /info/ lists those there are")
         return None
+
+    def _load_sessions(self, load: bool = False) -> CarefulSessions | None:
+        if not load:
+            return None
+        return CarefulSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY)
 
     def _known_image(self, image: str) -> str:
         """The id or path of an image, if the client may name it.

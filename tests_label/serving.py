@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,18 +50,18 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, studies: Path, conf: Mapping[str, str] | None = None, app: Path = APP,
+def serving(folder: Path, studies: Path | str, conf: Mapping[str, str] | None = None, app: Path = APP,
             environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Start a server on a free port of this machine, wait until it answers, and end it afterwards.
 
     Args:
         folder: for its log, sessions and temporary files.
-        studies: folder of the images.
+        studies: folder of the images, or address of a DICOMweb server.
         conf: `--conf KEY VALUE`.
         app: folder of the app.
         environment: beside this process's own.
     """
-    port = _free_port()
+    port = free_port()
     temporary = folder / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     options = [text for key, value in (conf or {}).items() for text in ("--conf", key, value)]
@@ -75,13 +75,14 @@ def serving(folder: Path, studies: Path, conf: Mapping[str, str] | None = None, 
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder,
                                    env={**os.environ, **settings, **(environment or {})}, start_new_session=True,
-                                   preexec_fn=_end_with_parent)
+                                   preexec_fn=end_with_parent)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait(url, process, log)
-        yield Server(url, process, studies, log, temporary, time.perf_counter() - started)
+        yield Server(url, process, Path(studies), log, temporary, time.perf_counter() - started)
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # its trainings too
+        with suppress(ProcessLookupError):  # a test may have killed it
+            os.killpg(process.pid, signal.SIGTERM)  # its trainings too
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
@@ -102,14 +103,15 @@ def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
     raise RuntimeError(f"no answer within {START_WITHIN_S} s:\n{log.read_text()[-4000:]}")
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Linux: the server ends when the tests are killed, which leaves them no time to end it."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody uses."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lib.engines import RememberingBackend, n_bytes
 from lib.errors import as_http
 from lib.infers.volume_task import found_labels, quality_of
 from lib.names import Numbering, names_in, renumbered
 from lib.volumes import Volumes, checksum
-from mvg_core.backends import TorchBackend, load_backend
 from mvg_core.training.config import TrainingConfig
 from mvg_core.volume import Geometry, Volume
 from mvg_core.volume_io import write_volume
@@ -84,32 +82,6 @@ def test_no_more_is_kept_than_was_allowed(tmp_path: Path) -> None:
         write_volume(volume(number), tmp_path / f"{number}.nii.gz")
         volumes.read(tmp_path / f"{number}.nii.gz")
     assert volumes.n_bytes <= 1000
-
-
-@pytest.fixture(scope="module")
-def backend() -> TorchBackend:
-    found = load_backend(backend="torch")
-    assert isinstance(found, TorchBackend)
-    return found
-
-
-def test_an_example_is_encoded_once(backend: TorchBackend) -> None:
-    remembering = RememberingBackend(backend)
-    image, label = np.full((64, 64), 0.5, np.float32), np.zeros((64, 64, 3), np.float32)
-    first = remembering.encode(image, label)
-    assert remembering.encode(image.copy(), label.copy()) is first
-    remembering.encode(image + 0.1, label)
-    assert (remembering.hits, remembering.misses) == (1, 2)
-    assert all((one == other).all() for one, other in zip(first, backend.encode(image, label), strict=True))
-
-
-def test_remembered_examples_stay_within_their_memory(backend: TorchBackend) -> None:
-    label = np.zeros((64, 64, 3), np.float32)
-    size = n_bytes(backend.encode(np.zeros((64, 64), np.float32), label))
-    remembering = RememberingBackend(backend, most_bytes=3 * size)
-    for level in np.linspace(0, 1, 8, dtype=np.float32):
-        remembering.encode(np.full((64, 64), level, np.float32), label)
-    assert len(remembering._kept) == 3
 
 
 def test_only_our_own_messages_reach_a_client() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ import requests
 from mvg_core.references import marked_slices
 from mvg_core.volume import Geometry, Volume
 from mvg_core.volume_io import read_volume, write_volume
-from pydicom import dcmread
-from pydicom.data import get_testdata_file
-from pydicom.uid import generate_uid
 
 from conftest import Studies
+from dicom import write_series
 from patients import Patient, dice
 from serving import Server, infer
 from slicer import Slicer, named_segments
 
+BODIES: list[dict[str, Any]] = [
+    {}, {"json": {}}, {"json": []}, {"data": {"params": "{bad", "info": "[]"}},
+    {"data": {"params": "[1]", "info": "3"}, "files": {key: ("a.nii.gz", b"xx") for key in ("label", "file", "files")}}]
+"""What programs with a mistake might send."""
 SCRIBBLES = ("background_scribbles", "foreground_scribbles")
 
 
@@ -217,7 +221,8 @@ def infer_session(annotator: Slicer, session: str) -> requests.Response:
 def test_a_dicom_series_is_answered_in_a_session_on_its_own_grid(server: Server, studies: Studies,
                                                                  tmp_path: Path) -> None:
     one = studies.oblique
-    series = _write_series(tmp_path / "series", one.image)
+    series = tmp_path / "series"
+    write_series(series, one.image)
     files = [("files", (path.name, path.read_bytes())) for path in sorted(series.iterdir())]
     session = requests.put(f"{server.url}/session/", files=files, timeout=900).json()["session_id"]
 
@@ -226,32 +231,6 @@ def test_a_dicom_series_is_answered_in_a_session_on_its_own_grid(server: Server,
     expected = read_volume(series)
     assert answer.array.shape == expected.array.shape
     assert answer.geometry.is_close(expected.geometry)
-
-
-def _write_series(folder: Path, volume: Volume) -> Path:
-    """A DICOM series (MR) of a volume."""
-    folder.mkdir()
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.geometry.affine
-    spacing_mm = volume.geometry.spacing_mm
-    series = generate_uid()
-    scaled = np.rint(volume.array / volume.array.max() * 1000).astype("<u2")
-    for number in range(scaled.shape[2]):
-        one = dcmread(str(get_testdata_file("MR_small.dcm")))
-        one.SeriesInstanceUID, one.SOPInstanceUID, one.InstanceNumber = series, generate_uid(), number + 1
-        one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID
-        one.Columns, one.Rows = scaled.shape[:2]
-        one.PixelSpacing = [round(spacing_mm[1], 6), round(spacing_mm[0], 6)]
-        one.ImageOrientationPatient = [round(float(x), 8) for axis in (0, 1)
-                                       for x in affine[:3, axis] / spacing_mm[axis]]
-        one.ImagePositionPatient = [round(float(x), 6) for x in affine[:3] @ [0, 0, number, 1]]
-        one.SliceThickness = spacing_mm[2]
-        for name in ("SpacingBetweenSlices", "SliceLocation"):
-            if name in one:
-                delattr(one, name)
-        one.PixelRepresentation, one.BitsAllocated, one.BitsStored, one.HighBit = 0, 16, 16, 15
-        one.PixelData = np.ascontiguousarray(scaled[:, :, number].T).tobytes()
-        one.save_as(folder / f"{number:03d}.dcm")
-    return folder
 
 
 # --- images ---
@@ -287,6 +266,23 @@ def test_inpainting_changes_the_uploaded_hole_alone(server: Server, studies: Stu
     changed = ~np.isclose(answer.array, one.image.array)
     assert changed[hole > 0].mean() > 0.5
     assert not changed[hole == 0].any()
+
+
+def test_synthesis_answers_in_the_units_of_the_example(server: Server, studies: Studies, tmp_path: Path) -> None:
+    one, example = studies.people.queries[0], studies.people.labelled[0]
+    other = example.image.with_array((5000 - example.image.array.astype(np.float32)).astype(np.float32))
+    path = saved(other, tmp_path, "other.nii.gz")
+    requests.put(f"{server.url}/datastore/image", params={"image": "other"}, timeout=900,
+                 files={"file": ("other.nii.gz", path.read_bytes())}).raise_for_status()
+    try:
+        answer = result(infer(server, "mvg_image", one.name, output="image", params={
+            "task": "synthesis", "preset": "plain", "reference_pairs": f"{example.name}=other"}), tmp_path)
+    finally:
+        requests.delete(f"{server.url}/datastore/image", params={"id": "other"}, timeout=900)
+
+    assert answer.geometry.is_close(one.image.geometry)
+    assert answer.array.dtype == np.float32
+    assert other.array.min() - 1 <= answer.array.min() < answer.array.max() <= other.array.max() + 1
 
 
 # --- mistakes: 4xx, with what to do ---
@@ -397,6 +393,59 @@ def test_unknown_names_are_no_server_errors(server: Server, method: str, path: s
     answer = getattr(requests, method)(f"{server.url}{path}", timeout=900)
 
     assert (answer.status_code, says in answer.text) == (status, True), answer.text
+
+
+@pytest.mark.parametrize(("method", "path", "form", "status", "says"), [
+    ("post", "/infer/mvg_segment?image=oblique", {"params": "[1]"}, 422, "must be a JSON object"),
+    ("put", "/datastore/image/info?image=oblique", {"info": "3"}, 422, "must be a JSON object"),
+    ("put", "/datastore/label?image=oblique", {"params": "[1]"}, 422, "must be a JSON object"),
+    ("put", "/datastore/image?image=new", {"params": "3"}, 422, "must be a JSON object"),
+    ("put", "/model/mvg_segment", {}, 422, "NOT configured"),
+    ("put", "/session/?uncompress=true", {}, 422, "uncompress is for zip and tar files"),
+    ("post", "/infer/mvg_segment", {}, 422, "is provided")])
+def test_what_reaches_no_task_is_told_too(server: Server, studies: Studies, tmp_path: Path, method: str, path: str,
+                                          form: dict[str, str], status: int, says: str) -> None:
+    files = None
+    if method == "put" and "info" not in path:
+        label = saved(studies.oblique.image.with_array(studies.oblique.truth.array), tmp_path)
+        files = {key: ("a.nii.gz", label.read_bytes()) for key in ("label", "file", "files")}
+
+    answer = requests.request(method, f"{server.url}{path}", data=form, files=files, timeout=900)
+
+    assert (answer.status_code, says in answer.text) == (status, True), answer.text
+
+
+def test_nonsense_is_nowhere_answered_with_a_server_error(server: Server) -> None:
+    wrong, routes = [], requests.get(f"{server.url}/openapi.json", timeout=900).json()["paths"]
+    for path, operations in routes.items():
+        for method, operation in operations.items():
+            if (method, path) in (("post", "/train/"), ("post", "/scoring/")):
+                continue  # without a name they start all there are
+            for value, body in product(("nobody", "../x", "\0", "a" * 3000), BODIES):
+                named = [one["name"] for one in operation.get("parameters", [])
+                         if not any(kind in str(one["schema"]) for kind in ("boolean", "enum", "integer"))]
+                url = path
+                for name in named:
+                    url = url.replace("{" + name + "}", requests.utils.quote(value, safe=""))
+                answer = requests.request(method, f"{server.url}{url}", params=dict.fromkeys(named, value), timeout=900,
+                                          allow_redirects=False, **body)
+                if answer.status_code >= 500:
+                    wrong.append((method, path, value[:20], body, answer.text[:200]))
+    assert not wrong
+
+
+def test_an_archive_cannot_lead_out_of_its_folder(server: Server, tmp_path: Path) -> None:
+    archive, outside = tmp_path / "a.tar", server.temporary / "outside.txt"
+    (tmp_path / "x").write_text("x")
+    with tarfile.open(archive, "w") as made:
+        made.add(tmp_path / "x", arcname=str(outside))
+        made.add(tmp_path / "x", arcname="../outside.txt")
+
+    answer = requests.put(f"{server.url}/session/", params={"uncompress": True}, timeout=900,
+                          files={"files": ("a.tar", archive.read_bytes())})
+
+    assert (answer.status_code, "cannot be unpacked" in answer.text) == (422, True), answer.text
+    assert not outside.exists()
 
 
 def test_parameters_that_are_no_json_are_told(server: Server) -> None:

@@ -15,7 +15,7 @@ from mvg_core.bundle.prompts_folder import add_case
 from mvg_core.volume_io import read_volume, write_volume
 
 from patients import Patients, dice
-from serving import REPOSITORY, Server, serving, wait_for
+from serving import REPOSITORY, Server, infer, serving, wait_for
 
 NAME = "mvg_compact"
 
@@ -32,6 +32,7 @@ def stock(people: Patients, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     images.mkdir()
     for one in (*people.labelled[2:4], people.queries[0]):
         write_volume(one.image, images / f"{one.name}.nii.gz")
+    (images / "broken.nii.gz").write_bytes(b"no image")
     with serving(folder, images, {"models": NAME}, app=app) as running:
         yield running
 
@@ -49,6 +50,20 @@ def test_it_answers_by_the_prompts_folder_with_the_options_that_it_shows(stock: 
     assert answer.geometry.is_close(query.image.geometry)
     assert dice(answer.array, query.truth.array) > 0.2
     assert not np.array_equal(answer.array, read_volume(other).array)
+
+
+@pytest.mark.parametrize(("image", "params", "says"), [
+    (None, {"cases": "spleen"}, "no reference case is called 'spleen', only liver"),
+    (None, {"task": "denoising"}, "no reference case shows 'denoising'"),
+    (None, {"preset": "brilliant"}, "use one of plain, fast"),
+    (None, {"plane": "diagonal"}, "diagonal"),
+    ("nobody", {}, "no image has this id"),
+    ("broken", {}, "broken.nii.gz")])
+def test_mistakes_are_told_to_the_client(stock: Server, people: Patients, image: str | None, params: dict[str, str],
+                                         says: str) -> None:
+    answer = infer(stock, NAME, image or people.queries[0].name, params=params, output="json")
+
+    assert (answer.status_code, says in answer.text) == (422, True), answer.text
 
 
 def test_it_trains_and_offers_what_was_trained(stock: Server, people: Patients, tmp_path: Path) -> None:

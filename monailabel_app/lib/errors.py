@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import monailabel.endpoints
 import mvg_core
+import requests
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import Response
@@ -22,12 +24,26 @@ from mvg_core.weights import WeightsError
 
 _OURS = (str(Path(mvg_core.__file__).parent), str(Path(__file__).resolve().parents[1]))
 # MONAI Label's class derives from `Exception` only, and has no text of its own.
-_HANDLED = (MONAILabelException, ValueError, IndexError, CheckpointError, WeightsError, OSError)
+_HANDLED = (MONAILabelException, ValueError, TypeError, AttributeError, LookupError, CheckpointError, WeightsError,
+            OSError)
+_NO_OBJECT = 'what is sent as params or info must be a JSON object, such as {"preset": "fast"}'
+_ENDPOINTS = Path(monailabel.endpoints.__file__).parent
 
 
 def problem(status: int, message: str) -> HTTPException:
     """An error that reaches the client with its message."""
     return HTTPException(status_code=status, detail=message)
+
+
+def as_object(params: Any) -> dict[str, Any]:
+    """What a client sent as parameters, if it is a JSON object.
+
+    Raises:
+        HTTPException: it is something else.
+    """
+    if not isinstance(params, dict):
+        raise problem(422, _NO_OBJECT)
+    return params
 
 
 def as_http(error: Exception) -> HTTPException:
@@ -42,12 +58,34 @@ def as_http(error: Exception) -> HTTPException:
         return problem(400, f"params must be JSON, and cannot be read: {error}")
     if isinstance(error, (ValueError, IndexError)) and _is_ours(error):
         return problem(422, str(error))
+    if isinstance(error, (TypeError, AttributeError, KeyError)) and _is_of_request(error):
+        return problem(422, _NO_OBJECT)
+    if isinstance(error, FileNotFoundError) and error.filename == "nvidia-smi":
+        return problem(404, "this machine has no NVIDIA GPU, or its tools are not installed")
     if isinstance(error, (CheckpointError, WeightsError)):
         return problem(503, str(error))
     if isinstance(error, VolumeWriteError):
         return problem(507, str(error))
+    if isinstance(error, requests.RequestException):
+        return problem(502, _of_remote(error))
     logging.getLogger(__name__).error("unexpected error", exc_info=error)
     return problem(500, f"unexpected {type(error).__name__}; the server's log has the details")
+
+
+def _of_remote(error: requests.RequestException) -> str:
+    """What is said when another server, from which images come, is the reason."""
+    if error.response is None:
+        return ("the DICOMweb server that the images come from does not answer: start it, or start this server with "
+                "the address of one that runs")
+    status = error.response.status_code
+    return f"the DICOMweb server that the images come from answered {status}" + (
+        ": set MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD" if status in (401, 403) else
+        ": see its log")
+
+
+def _is_of_request(error: Exception) -> bool:
+    """Whether MONAI Label itself could do nothing with the parameters, before they reached us."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent == _ENDPOINTS
 
 
 def _is_ours(error: Exception) -> bool:
@@ -78,7 +116,7 @@ async def _answer(request: Request, error: Any) -> Response:
 
 async def _without_server_errors(request: Request, error: Any) -> Response:
     """MONAI Label answers some mistakes of users with 500 and a message; its clients only look at the message."""
-    told = "is provided" in str(error.detail) or "not supported" in str(error.detail)
+    told = any(words in str(error.detail) for words in ("is provided", "not supported", "NOT configured"))
     if error.status_code == 500 and told:
         error = problem(422, str(error.detail))
     return await http_exception_handler(request, error)

@@ -12,6 +12,7 @@ from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor, nn
 
 from mvg_core.backends import TorchBackend
+from mvg_core.bundle.served import in_monai_label, told_to_clients
 from mvg_core.bundle.tensors import file_names, to_volumes
 from mvg_core.engine import EngineConfig, VolumeEngine
 from mvg_core.predict import Predictor
@@ -37,7 +38,13 @@ class InContextInferer(Inferer):
                  window: tuple[float, float] | None = None, **settings: Any) -> None:
         super().__init__()
         self.references, self._plane, self._window, self._settings = references, plane, window, settings
-        self._config = EngineConfig.preset(preset, **(parts or {}))
+        self._mistake: ValueError | None = None
+        try:
+            self._config = EngineConfig.preset(preset, **(parts or {}))
+        except ValueError as error:
+            if not in_monai_label():
+                raise
+            self._mistake = error  # told when a client asks: MONAI's configs would hide it behind an error of theirs
         self._network: nn.Module | None = None
         self._engine: VolumeEngine | None = None
 
@@ -55,8 +62,15 @@ class InContextInferer(Inferer):
 
         Raises:
             PromptsError: no reference.
-            ValueError: another kind of network, or an image that cannot be answered; the message names its file.
+            ValueError: another kind of network, or an image that cannot be answered; the message names its file. Both
+                errors are the client's 422 in MONAI Label's server.
         """
+        with told_to_clients():
+            if self._mistake is not None:
+                raise self._mistake
+            return self._answers(inputs, network, hole)
+
+    def _answers(self, inputs: Tensor, network: Callable[..., Any], hole: Tensor | None) -> Tensor:
         references, task = self.references()
         engine = self._engine_of(network, inputs.device)
         images = to_volumes(inputs)

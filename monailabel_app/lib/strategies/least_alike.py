@@ -14,6 +14,7 @@ from mvg_core.intensity import IntensityScaling
 from mvg_core.volume import Volume
 from scipy import ndimage
 
+from lib.dicomweb import DicomwebStudies
 from lib.errors import told_to_clients
 from lib.workbench import Workbench
 
@@ -22,6 +23,9 @@ THUMBNAIL = 12
 LEVELS = 16
 BUSY_S = 900
 """An image that was given to somebody so recently is not given to somebody else, while there are others."""
+
+FETCHED = 16
+"""Images of a DICOMweb server that are compared: each has to be fetched."""
 
 
 class LeastAlike(Strategy):
@@ -42,6 +46,8 @@ class LeastAlike(Strategy):
             waiting = free_images(datastore, request)
             if not waiting:
                 return None
+            if isinstance(datastore, DicomwebStudies):
+                waiting = datastore.at_hand(waiting, FETCHED)
             labelled = [self._look(one, datastore) for one in datastore.get_labeled_images()]
             looks = {one: self._look(one, datastore) for one in waiting}
             # Without labels, one in the middle: the most typical image serves most of the others.
@@ -50,7 +56,10 @@ class LeastAlike(Strategy):
             return {"id": best}
 
     def _look(self, image_id: str, datastore: Datastore) -> npt.NDArray[np.float32]:
-        path = datastore.get_image_uri(image_id)
+        try:
+            path = datastore.get_image_uri(image_id)
+        except ValueError:
+            path = ""
         key = image_id, path
         if key not in self._known:
             try:
