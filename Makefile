@@ -105,6 +105,8 @@ train: venv  ## train the shipped network on ../shared/data; interrupted runs ar
 		--initial runs/start/weights.pt $(ARGS)
 	$(BIN)/python -m mvg_core.training.recipe finish --data $(TRAINING_DATA) --out runs/finish \
 		--initial runs/middle/weights.pt $(ARGS)
+	$(BIN)/python -m mvg_core.training.maps_recipe --data $(TRAINING_DATA) --out runs/maps \
+		--initial runs/finish/weights.pt
 
 benchmark: venv  ## every method on the test lists, resumable (hours); quick: ARGS="--list validation --limit 3"
 	$(BIN)/python -m benchmarks.protocol all --data $(TRAINING_DATA) $(ARGS)

@@ -24,7 +24,7 @@ CHECKSUM = WEIGHTS.with_name("model.pt.sha256")
 NUMBERS = WEIGHTS.with_name("model.numbers.json")
 """What was measured with the weights; may be missing."""
 
-ONNX = tuple(WEIGHTS.with_name(name) for name in ("model_prompt.onnx", "model_query.onnx"))
+ONNX = tuple(WEIGHTS.with_name(name) for name in ("model_prompt.onnx", "model_query.onnx", "model_maps.onnx"))
 """Made from the weights, each with a record of its checksum; both may be missing, but not one of them."""
 
 

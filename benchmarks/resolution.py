@@ -220,7 +220,7 @@ def painted_images(predictor: Predictor, data: Path) -> Iterator[dict[str, Any]]
                                                   ("tiles of 192", 512, 192), ("tiles of 256", 512, 256),
                                                   ("tiles of 384", 512, 384)]
             for name, limit, tiling in ways:
-                with mock.patch("mvg_core.predict.LARGEST_IMAGE_SIZE", limit):
+                with mock.patch("mvg_core.image_painter.ColourPainter.largest", limit):
                     found = solve_images(predictor, query, Reference(example, clean), Task(kind), tiling=tiling,
                                          hole=None if hole is None else truth.with_array(hole.astype(np.uint8)),
                                          consistency=OFF).volume

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mvg_core.precision import Precision, checked_precision, torch_precision
+from mvg_core.readout import Prior
 from mvg_core.weights import WeightsError, check_checksum, checksum_record, file_sha256, find_weights, onnx_folders
 
 BackendChoice = Literal["auto", "torch", "onnx"]
@@ -24,10 +25,10 @@ Encoded = Any
 """What a backend knows of prompts; only the backend that made it can read it."""
 
 PIXEL_MULTIPLE = 16
-ONNX_PROMPT, ONNX_QUERY = "model_prompt.onnx", "model_query.onnx"
-"""The two halves of an exported network: encoding a prompt, painting queries."""
+ONNX_PROMPT, ONNX_QUERY, ONNX_MAPS = "model_prompt.onnx", "model_query.onnx", "model_maps.onnx"
+"""The parts of an exported network: encoding a prompt, painting queries, and making feature maps, if it does."""
 ONNX_METADATA = ("mvg_network", "mvg_card", "mvg_checkpoint_sha256", "mvg_weights_file")
-"""Keys in both files: configuration (JSON), card (JSON), checksum of the weight file they were made from, and its name,
+"""Keys in all files: configuration (JSON), card (JSON), checksum of the weight file they were made from, and its name,
 empty unless they read its numbers."""
 
 N_CODEBOOKS = 4
@@ -65,6 +66,20 @@ class Backend(Protocol):
 
     def paint(self, queries: npt.NDArray[np.float32], encoded: Encoded) -> npt.NDArray[np.float32]:
         """Paint the labels of queries (B, H, W) in [0, 1] -> float32 (B, H, W, 3), nominally in [0, 1]."""
+        ...
+
+
+class MapBackend(Backend, Protocol):
+    """One whose network may make feature maps, too."""
+
+    @property
+    def prior(self) -> Prior | None:
+        """Of the readout of feature maps; None where the network makes none."""
+        ...
+
+    def maps(self, images: npt.NDArray[np.float32], holes: npt.NDArray[np.bool_] | None = None
+             ) -> npt.NDArray[np.float32]:
+        """Feature maps (B, K, H, W) of images (B, H, W) in [0, 1], filled in `holes`; only where there is a `prior`."""
         ...
 
 
@@ -134,6 +149,26 @@ class TorchBackend:
             painted = self._network.paint(self._tensor(queries)[:, None], encoded)
         return painted.permute(0, 2, 3, 1).float().cpu().numpy()
 
+    @property
+    def prior(self) -> Prior | None:
+        """See `MapBackend`."""
+        maps = getattr(self._network, "maps", None)
+        if maps is None:
+            return None
+        weights, shrinkage = (number.detach().double().cpu().numpy() for number in (maps.prior, maps.log_shrinkage))
+        return Prior(weights, np.exp(shrinkage))
+
+    def maps(self, images: npt.NDArray[np.float32], holes: npt.NDArray[np.bool_] | None = None
+             ) -> npt.NDArray[np.float32]:
+        """Feature maps of images."""
+        import torch
+
+        _check_side(images.shape)
+        missing = _float32(np.zeros(images.shape) if holes is None else holes)
+        with torch.inference_mode(), self._autocast():
+            maps = self._network.maps(self._tensor(images)[:, None], self._tensor(missing)[:, None])
+        return maps.float().cpu().numpy()
+
     def _autocast(self) -> AbstractContextManager[Any]:
         import torch
 
@@ -146,7 +181,7 @@ class TorchBackend:
 
 
 class OnnxBackend:
-    """The network in ONNX Runtime, from the two files that `mvg export-onnx` writes.
+    """The network in ONNX Runtime, from the files that `mvg export-onnx` writes.
 
     Args:
         folder: holds the files and the records of their checksums.
@@ -154,7 +189,7 @@ class OnnxBackend:
         threads: most CPU threads; None leaves the choice to ONNX Runtime.
 
     Raises:
-        WeightsError: a file is missing or damaged, or the two do not belong together.
+        WeightsError: a file is missing or damaged, or they do not belong together.
         ValueError: the device cannot be used.
     """
 
@@ -165,14 +200,20 @@ class OnnxBackend:
         providers = _onnx_providers(device)
         self._prompt = _onnx_session(folder / ONNX_PROMPT, providers, threads)
         self._query = _onnx_session(folder / ONNX_QUERY, providers, threads)
-        written = [session.get_modelmeta().custom_metadata_map for session in (self._prompt, self._query)]
-        if written[0] != written[1] or not set(ONNX_METADATA) <= set(written[0]):
-            raise WeightsError(f"{ONNX_PROMPT} and {ONNX_QUERY} in {folder} do not belong together, or are not ours: "
-                               "run `mvg export-onnx` again")
-        network, card, self.checkpoint_sha256, weights = (written[0][key] for key in ONNX_METADATA)
+        written = self._prompt.get_modelmeta().custom_metadata_map
+        if not set(ONNX_METADATA) <= set(written):
+            raise WeightsError(f"{ONNX_PROMPT} in {folder} is not ours: run `mvg export-onnx` again")
+        network, card, self.checkpoint_sha256, weights = (written[key] for key in ONNX_METADATA)
+        makes_maps = json.loads(network).get("maps", 0) > 0
+        self._maps = _onnx_session(folder / ONNX_MAPS, providers, threads) if makes_maps else None
+        for name, session in ((ONNX_QUERY, self._query), (ONNX_MAPS, self._maps)):
+            if session is not None and session.get_modelmeta().custom_metadata_map != written:
+                raise WeightsError(f"{ONNX_PROMPT} and {name} in {folder} do not belong together, or are not ours: run "
+                                   "`mvg export-onnx` again")
         if weights and file_sha256(folder / Path(weights).name) != self.checkpoint_sha256:
             raise WeightsError(f"{ONNX_PROMPT} and {ONNX_QUERY} in {folder} were made from another {weights} than the "
                                "one beside them: run `mvg export-onnx` again")
+        self.prior = None if self._maps is None else self._prior(self._maps)
         self.size = int(json.loads(network)["size"])
         self.card: dict[str, Any] = json.loads(card)
         self._names = [output.name for output in self._prompt.get_outputs()]
@@ -196,9 +237,25 @@ class OnnxBackend:
         painted = [self._query.run(None, {"image": _float32(query)[None, None], **known})[0] for query in queries]
         return np.moveaxis(np.concatenate(painted), 1, -1)
 
+    def maps(self, images: npt.NDArray[np.float32], holes: npt.NDArray[np.bool_] | None = None
+             ) -> npt.NDArray[np.float32]:
+        """Feature maps of images."""
+        assert self._maps is not None  # whoever asks saw that there is a prior
+        _check_side(images.shape)
+        missing = np.zeros(images.shape, np.float32) if holes is None else holes
+        return np.concatenate([self._maps.run(["maps"], {"image": _float32(image)[None, None],
+                                                         "hole": _float32(hole)[None, None]})[0]
+                               for image, hole in zip(images, missing, strict=True)])
+
+    def _prior(self, session: Any) -> Prior:
+        """Of the readout; the graph gives it beside the maps."""
+        nothing = np.zeros((1, 1, PIXEL_MULTIPLE, PIXEL_MULTIPLE), np.float32)
+        weights, shrinkage = session.run(["prior", "log_shrinkage"], {"image": nothing, "hole": nothing})
+        return Prior(weights.astype(np.float64), np.exp(shrinkage.astype(np.float64)))
+
 
 def load_backend(name_or_path: str | os.PathLike[str] = "mvg_compact", *, backend: BackendChoice = "auto",
-                 device: str = "auto", threads: int | None = None, precision: Precision = "auto") -> Backend:
+                 device: str = "auto", threads: int | None = None, precision: Precision = "auto") -> MapBackend:
     """The backend for a weight file.
 
     Args:

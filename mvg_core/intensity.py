@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -48,6 +48,12 @@ class IntensityScaling:
     def from_window(cls, low: float, high: float) -> IntensityScaling:
         """Fixed limits in the units of the image (HU for CT)."""
         return cls(low, high, "window")
+
+    @classmethod
+    def mean(cls, scalings: Sequence[IntensityScaling]) -> IntensityScaling:
+        """The middle of several, for an image whose own is not known; all of one kind."""
+        return cls(float(np.mean([each.low for each in scalings])), float(np.mean([each.high for each in scalings])),
+                   scalings[0].kind)
 
     @classmethod
     def from_percentiles(cls, array: np.ndarray, low: float = 0.5, high: float = 99.5) -> IntensityScaling:

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,14 @@ from mvg_core import __version__
 from mvg_core.backends import Backend, BackendChoice, Encoded, load_backend
 from mvg_core.codecs import (
     MAX_LABELS_PER_PASS,
-    ImageCodec,
     LabelCodec,
     PaletteKind,
     label_groups,
     merge_groups,
     restricted,
 )
+from mvg_core.holes import fill_slices
+from mvg_core.image_painter import ImagePainter, image_painter, prior_of
 from mvg_core.intensity import IntensityScaling, check_finite, looks_like_ct
 from mvg_core.memory import Work, room
 from mvg_core.precision import Precision
@@ -55,8 +57,6 @@ from mvg_core.volume import GeometryError, Volume
 
 CT_IMAGE_WINDOW_HU = (-1000.0, 1000.0)
 """Image-to-image tasks on CT see everything from air to bone; soft-tissue windows are for segmentation."""
-LARGEST_IMAGE_SIZE = 512
-"""Image-to-image tasks run at the query's own resolution up to this many pixels a side."""
 PIXEL_MULTIPLE = 16
 BLOCK = 8
 Progress = Callable[[int, int], None]
@@ -73,7 +73,7 @@ class Prediction:
 
     Attributes:
         volume: label map (uint8), or image (float32; float64 if the query's type needs it) in the query's units; for
-            synthesis float32 in the units of the first reference's target.
+            synthesis float32 in the units of the references' targets, from their mean black to their mean white.
         confidence: float32 in [0, 1]; None for image-to-image tasks.
         provenance: versions, checkpoint, task, prompts, seconds and warnings; JSON-serialisable.
     """
@@ -96,7 +96,9 @@ class Predictor:
         max_memory_mb: most memory (10^6 bytes) that the process may take: fewer slices are then painted at once and
             fewer prompts kept encoded, and what does not fit is refused before it begins.
         tuning: tunes a copy of the network on the prompts of every call first, which costs seconds to minutes and may
-            help or hurt; None leaves the network as it is, a number stands for so many steps.
+            help or hurt; None leaves the network as it is, a number stands for so many steps. Where a readout
+            answers, nothing is tuned: it is fitted to the prompts in any case.
+        readout: answers image-to-image tasks by a readout of feature maps, if the network makes such; False paints.
 
     Attributes:
         tuned: what `tuning` did to this predictor's network; None if it was not tuned.
@@ -104,7 +106,7 @@ class Predictor:
 
     def __init__(self, backend: Backend, *, n_prompts: int = 3, palette: PaletteKind = "wide",
                  cached_prompts: int = 32, block: int | None = None, tuning: TuningConfig | int | None = None,
-                 max_memory_mb: float | None = None) -> None:
+                 max_memory_mb: float | None = None, readout: bool = True) -> None:
         if block is None:
             block = BLOCK // 2 if str(getattr(backend, "device", "cpu")) == "cpu" else BLOCK
         for name, number in (("n_prompts", n_prompts), ("cached_prompts", cached_prompts), ("block", block),
@@ -115,7 +117,7 @@ class Predictor:
         self.palette: PaletteKind = palette
         self.n_prompts, self.cached_prompts, self.block = n_prompts, cached_prompts, block
         self.tuning = TuningConfig(tuning) if isinstance(tuning, int) else tuning
-        self.max_memory_mb = max_memory_mb
+        self.max_memory_mb, self.readout = max_memory_mb, readout
         self.tuned: dict[str, Any] | None = None
 
     @classmethod
@@ -199,18 +201,26 @@ class Predictor:
             progress: called with steps done and steps in all.
 
         Returns:
-            The tuned predictor; this one if `tuning` is None.
+            The tuned predictor; this one if `tuning` is None, or a readout answers.
 
         Raises:
             MissingBackendError: the network does not run in PyTorch.
         """
-        if self.tuning is None:
+        if self.tuning is None or self.reads_out(support.task):
             return self
         twin = copy.copy(self)
         twin.backend, twin.tuned = tuned_backend(self.backend, support, self.tuning, palette=self.palette,
                                                  n_prompts=self.n_prompts, progress=progress)
         twin.tuning = None
         return twin
+
+    def reads_out(self, task: Task) -> bool:
+        """Whether a task is answered by a readout of feature maps."""
+        return self.readout and not task.is_segmentation and prior_of(self.backend) is not None
+
+    def image_painter(self, task: Task) -> ImagePainter:
+        """What answers slices of an image-to-image task."""
+        return image_painter(self.backend, task, self.readout)
 
     def predict_volume(self, query: Volume, references: Reference | Sequence[Reference], task: Task | None = None, *,
                        plane: str | int = "auto", hole: Volume | None = None, window: tuple[float, float] | None = None,
@@ -274,13 +284,15 @@ class _Painter:
     def __init__(self, predictor: Predictor, task: Task, size: int, positions: Sequence[float | None],
                  cut: Callable[[int], Prompt], labels: Iterable[int]) -> None:
         self._backend, self._task, self._cut = predictor.backend, task, cut
-        self._positions, self._n_prompts = positions, predictor.n_prompts
+        self._images = None if task.is_segmentation else predictor.image_painter(task)
+        n_prompts = max(predictor.n_prompts, 1 if self._images is None else self._images.n_prompts)
+        self._positions, self._n_prompts = positions, n_prompts
         native = min(size, self._backend.size)
         self._block = max(1, predictor.block * native**2 // size**2)
         self._codecs = [LabelCodec.for_labels(group, predictor.palette) for group in label_groups(sorted(labels))]
         n_groups = max(1, len(self._codecs))
         # A slice is painted group by group: with less room, its prompts would be encoded again for the next slice.
-        self._encoded: Recent[Encoded] = Recent(max(predictor.cached_prompts, predictor.n_prompts * n_groups))
+        self._encoded: Recent[Encoded] = Recent(max(predictor.cached_prompts, n_prompts * n_groups))
         self._merged: Recent[Encoded] = Recent(n_groups)
         self._prompts: Recent[Prompt] = Recent(predictor.n_prompts)
         self._labels: dict[int, set[int]] = {}
@@ -306,9 +318,14 @@ class _Painter:
             if known is not None:
                 yield known.probabilities(self._painted(queries, prompts, group)), known
 
-    def image(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """Painted images (B, S, S) in [0, 1]."""
-        return ImageCodec().decode(self._painted(queries, prompts, 0))
+    def image(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...],
+              holes: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float32]:
+        """Painted images (B, S, S) in [0, 1]; queries are black in their `holes` (B, S, S)."""
+        images = self._images
+        assert images is not None  # only segmentations have none
+        merged = self._merged.get(prompts, lambda: images.merge(
+            [self._encoded.get(index, lambda index=index: images.encode(self._prompt(index))) for index in prompts]))
+        return images.paint(queries, merged, holes)
 
     def _painted(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...], group: int) -> npt.NDArray:
         encoded = self._merged.get((prompts, group), lambda: self._backend.merge(
@@ -317,8 +334,6 @@ class _Painter:
 
     def _encode(self, index: int, group: int) -> Encoded:
         prompt = self._prompt(index)
-        if not self._task.is_segmentation:
-            return self._backend.encode(prompt.image, ImageCodec().encode(prompt.label))
         codec = self._codecs[group]
         label = np.where(np.isin(prompt.label, codec.labels), prompt.label, 0)
         return self._backend.encode(prompt.image, codec.encode(label))
@@ -378,7 +393,8 @@ class _VolumeRun:
         self._wanted = slice_range(slices, query.geometry.shape[axis])
         if self._hole is not None:
             self._hole = only_slices(self._hole, axis, self._wanted)
-        self.plan, plans = _plans(query, references, axis, predictor.backend.size, task)
+        painter = None if task.is_segmentation else predictor.image_painter(task)
+        self.plan, plans = _plans(query, references, axis, predictor.backend.size, painter)
         self._sources = [self._source(*each, window) for each in zip(references, plans, self._own, strict=True)]
         self._slots = [(source, number) for source in self._sources for number in source.numbers]
         if not self._slots:
@@ -413,9 +429,9 @@ class _VolumeRun:
         # Slices do not depend on each other, so each may be painted over as soon as it was cut.
         image = self.query.array.astype(np.result_type(self.query.array.dtype, np.float32))
         if self._hole is not None:
-            image[self._hole] = self._scaling.low  # or interpolation would let the hidden voxels shine through
+            fill_slices(image, self._hole, self.plan.axis)  # or what is hidden would shine through when resampled
         for numbers, queries, prompts in self._blocks(image):
-            painted = self._painter.image(queries, prompts)
+            painted = self._painter.image(queries, prompts, self._holes(numbers))
             for k, number in enumerate(numbers):
                 self._paint_over(_slice(image, self.plan, number), painted[k], number)
         return self.query.with_array(image)
@@ -437,6 +453,12 @@ class _VolumeRun:
         return [{"reference": source.reference.name, "slice": number, "relative_position": round(position, 4)}
                 for source in self._sources for number, position in zip(source.numbers, source.positions, strict=True)]
 
+    @cached_property
+    def _answer_scaling(self) -> IntensityScaling:
+        """Between what is painted and the units of the answer; only targets tell those of a synthesis."""
+        targets = [source.label_scaling for source in self._sources if source.label_scaling is not None]
+        return IntensityScaling.mean(targets) if self.task.kind == "synthesis" else self._scaling
+
     def _source(self, reference: Reference, plan: SlicePlan, own: bool, window: tuple[float, float] | None
                 ) -> PromptSource:
         scaling = self._scaling if own else scaling_for(reference.image.array, self.task, window)
@@ -450,7 +472,7 @@ class _VolumeRun:
 
     def _tune(self, predictor: Predictor) -> tuple[Predictor, int]:
         """A predictor tuned on some of the prompts, if it is to be tuned, and the steps that took."""
-        if predictor.tuning is None:
+        if predictor.tuning is None or predictor.reads_out(self.task):
             return predictor, 0
         steps, to_paint = predictor.tuning.steps, len(self._numbers())
         prompts = [source.cut(number) for source, number in thinned(self._slots, predictor.tuning.most_prompts)]
@@ -462,13 +484,19 @@ class _VolumeRun:
         """Slice numbers, these slices of `array` scaled, and the prompts that serve them."""
         to_paint, done = self._numbers(), self._steps
         for numbers, prompts in self._painter.blocks(to_paint, self.plan.relative_positions.tolist()):
-            queries = scaled_slices(self.plan, array, numbers, self._scaling)
-            if self._hole is not None:
-                queries = np.where(self.plan.extract_label(self._hole, numbers) > 0, np.float32(0), queries)
-            yield numbers, queries, prompts
+            yield numbers, self._queries(array, numbers), prompts
             done += len(numbers)
             if self._progress is not None:
                 self._progress(done, self._steps + len(to_paint))
+
+    def _queries(self, array: npt.NDArray, numbers: list[int]) -> npt.NDArray[np.float32]:
+        """Slices (B, S, S) as the network sees them, black in the hole."""
+        queries, holes = scaled_slices(self.plan, array, numbers, self._scaling), self._holes(numbers)
+        return queries if holes is None else np.where(holes, np.float32(0), queries)
+
+    def _holes(self, numbers: list[int]) -> npt.NDArray[np.bool_] | None:
+        """The hole in slices (B, S, S)."""
+        return None if self._hole is None else self.plan.extract_label(self._hole, numbers) > 0
 
     def _numbers(self) -> Sequence[int]:
         if self._hole is None:
@@ -477,17 +505,15 @@ class _VolumeRun:
 
     def _synthesise(self) -> Volume:
         image = np.zeros(self.query.geometry.shape, np.float32)
-        target_scaling = self._sources[0].label_scaling
-        assert target_scaling is not None  # synthesis has one
         for numbers, queries, prompts in self._blocks(self.query.array):
             painted = self._painter.image(queries, prompts)
             for k, number in enumerate(numbers):
-                self.plan.insert(image, number, target_scaling.invert(self.plan.restore_slice(painted[k])))
+                self.plan.insert(image, number, self._answer_scaling.invert(self.plan.restore_slice(painted[k])))
         return self.query.with_array(image)
 
     def _paint_over(self, original: npt.NDArray, painted: npt.NDArray[np.float32], number: int) -> None:
         """Put a painted slice (S, S) into the hole, or without one wherever a window could show the original."""
-        answer = self._scaling.invert(self.plan.restore_slice(painted))
+        answer = self._answer_scaling.invert(self.plan.restore_slice(painted))
         if self._hole is None and self._scaling.kind == "percentile":
             where = np.ones(original.shape, bool)  # what lies outside the percentiles is mostly noise
         elif self._hole is None:
@@ -508,22 +534,36 @@ def _slice(array: npt.NDArray, plan: SlicePlan, number: int) -> npt.NDArray:
     return np.moveaxis(array, plan.axis, 0)[number]
 
 
-def _plans(query: Volume, references: Sequence[Reference], axis: int, native: int, task: Task
+def _plans(query: Volume, references: Sequence[Reference], axis: int, native: int, painter: ImagePainter | None
            ) -> tuple[SlicePlan, list[SlicePlan]]:
-    """How the query and each of the references are cut: all on one physical scale, except pictures."""
+    """How the query and each of the references are cut: all on one physical scale, except pictures.
+
+    What keeps pixels gets every volume's own: noise and sharpness are theirs.
+
+    Args:
+        query: see `Predictor.predict_volume`.
+        references: checked.
+        axis: of the query's slices.
+        native: side of a slice that the network was trained with.
+        painter: of an image-to-image task.
+    """
     geometry = query.geometry
     grids = [reference.image.geometry for reference in references]
     fit = SlicePlan.for_volume(geometry, axis, size=native)
     axes = [axis, *(plan_for(grid, fit, None).axis for grid in grids)]
+    if painter is not None and painter.keeps_pixels:
+        first, *others = (SlicePlan.of_voxels(*each, multiple=PIXEL_MULTIPLE)
+                          for each in zip([geometry, *grids], axes, strict=True))
+        return first, others
     spacing_mm = common_spacing([geometry, *grids], axes, native)
     plan = replace(fit, spacing_mm=spacing_mm or fit.spacing_mm)
-    if not task.is_segmentation:
-        plan = _at_own_resolution(plan)
+    if painter is not None:
+        plan = _at_own_resolution(plan, painter)
     return plan, [plan_for(grid, plan, plan.spacing_mm if spacing_mm or grid.is_close(geometry) else None)
                   for grid in grids]
 
 
-def _at_own_resolution(fit: SlicePlan) -> SlicePlan:
+def _at_own_resolution(fit: SlicePlan, painter: ImagePainter) -> SlicePlan:
     """A plan that shows as much as `fit`, with the pixels of its volume if that takes more of them; within limits."""
     longest_mm = fit.spacing_mm * fit.size
     pixel_mm = min(fit.geometry.spacing_mm[axis] for axis in range(3) if axis != fit.axis)
@@ -531,9 +571,9 @@ def _at_own_resolution(fit: SlicePlan) -> SlicePlan:
     pixels = int(np.ceil(longest_mm / pixel_mm / PIXEL_MULTIPLE - 1e-6)) * PIXEL_MULTIPLE
     if pixels <= fit.size:
         return fit
-    if pixels <= LARGEST_IMAGE_SIZE:
+    if pixels <= painter.largest:
         return replace(fit, size=pixels, spacing_mm=pixel_mm)
-    size = max(fit.size, LARGEST_IMAGE_SIZE)
+    size = max(fit.size, painter.largest)
     return replace(fit, size=size, spacing_mm=longest_mm / size)
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from mvg_core.holes import continued
 from mvg_core.intensity import IntensityScaling, check_finite, slabs
 from mvg_core.prompts import Prompt
 from mvg_core.resample import resample_to
@@ -263,14 +264,14 @@ class PromptSource:
                       position_mm=float(self.plan.relative_positions[number]))
 
     def _shown(self, number: int) -> npt.NDArray:
-        """The image (I, J, K), with its own hole black in this slice; other slices are not to be looked at then."""
+        """The image (I, J, K), with its own hole filled in this slice; other slices are not to be looked at then."""
         image = self.reference.image.array
         if self.task.kind != "inpainting" or self.reference.hole is None:
             return image
-        # Blanked before it is resampled, or what is in the hole would shine through at its edge.
+        # Filled before it is resampled, or what is in the hole would shine through at its edge.
         part, hole = (np.moveaxis(array, self.plan.axis, 0)[number] for array in (image, self.reference.hole.array))
-        blanked = np.where(hole, self.image_scaling.low, part)
-        return np.moveaxis(np.broadcast_to(blanked, (self.plan.n_slices, *blanked.shape)), 0, self.plan.axis)
+        filled = continued(part, hole > 0)
+        return np.moveaxis(np.broadcast_to(filled, (self.plan.n_slices, *filled.shape)), 0, self.plan.axis)
 
 
 def cut_prompts(reference: Reference, plan: SlicePlan, task: Task, image_scaling: IntensityScaling,

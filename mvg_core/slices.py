@@ -87,6 +87,23 @@ class SlicePlan:
             spacing_mm = max(sides_mm) / size
         return cls(geometry, axis, size, float(spacing_mm))
 
+    @classmethod
+    def of_voxels(cls, geometry: Geometry, axis: int, *, multiple: int = 1) -> SlicePlan:
+        """A plan that resamples nothing: its pixels are the voxels, which are taken for squares.
+
+        Args:
+            geometry: the volume's grid.
+            axis: index axis along which the slices are stacked.
+            multiple: the side of the square is the smallest multiple of it that shows all.
+        """
+        in_plane = [other for other in range(3) if other != axis]
+        pixel_mm = min(geometry.spacing_mm[other] for other in in_plane)
+        affine = geometry.affine.copy()
+        for other in in_plane:
+            affine[:3, other] *= pixel_mm / geometry.spacing_mm[other]
+        side = max(geometry.shape[other] for other in in_plane)
+        return cls(Geometry(geometry.shape, affine), axis, -(-side // multiple) * multiple, pixel_mm)
+
     @property
     def n_slices(self) -> int:
         """Number of slices N."""

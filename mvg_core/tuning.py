@@ -101,16 +101,19 @@ def tuned_backend(backend: Backend, support: Support, config: TuningConfig, *, p
     Raises:
         MissingBackendError: the backend does not run PyTorch.
     """
-    if not isinstance(backend, TorchBackend):
+    # Not its class: one that wraps a PyTorch backend, such as `RememberingBackend`, passes its network on.
+    network = getattr(backend, "network", None)
+    if network is None:
         raise MissingBackendError(f"tuning needs PyTorch, but the network runs in {backend.name}: leave tuning out, or "
                                   "pip install 'mvg-core[torch]' and choose the backend 'torch'")
     from mvg_core.training.prompt_tuning import tune_network
 
     started = time.perf_counter()
     chosen = thinned(support.prompts, config.most_prompts)
-    network, losses = tune_network(backend.network, lessons(chosen, support, palette), config, n_prompts=n_prompts,
+    network, losses = tune_network(network, lessons(chosen, support, palette), config, n_prompts=n_prompts,
                                    progress=progress)
-    tuned = TorchBackend(network, str(backend.device), backend.checkpoint_sha256, backend.precision)
+    tuned = TorchBackend(network, str(getattr(backend, "device", "auto")), backend.checkpoint_sha256,
+                         getattr(backend, "precision", "fp32"))
     fifth = max(1, len(losses) // 5)
     return tuned, {"steps": config.steps, "prompts": len(chosen), "adapters": config.adapters,
                    "seconds": round(time.perf_counter() - started, 2),

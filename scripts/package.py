@@ -2,11 +2,11 @@
 
     python scripts/package.py [--output dist]
 
-1. bundle/models/model.pt -> model_prompt.onnx and model_query.onnx beside it, which read its numbers (kept if they are
-   of these weights), and a comparison of what both say.
+1. bundle/models/model.pt -> model_prompt.onnx, model_query.onnx and model_maps.onnx beside it, which read its numbers
+   (kept if they are of these weights), and a comparison of what both say.
 2. The source distribution, and from it alone the wheel, so that nothing can be missing from the one or left over from
    an older build in the other.
-3. A look into the wheel: the three files are there and have the recorded checksums.
+3. A look into the wheel: the four files are there and have the recorded checksums.
 
 Needs the extra `dev`; nothing is downloaded.
 """
@@ -37,7 +37,7 @@ def export(models: Path) -> tuple[Path, ...]:
     Raises:
         WeightsError: the weights are missing or damaged.
     """
-    from mvg_core.backends import ONNX_PROMPT, ONNX_QUERY, OnnxBackend
+    from mvg_core.backends import ONNX_MAPS, ONNX_PROMPT, ONNX_QUERY, OnnxBackend
     from mvg_core.network.checkpoint import load_network
     from mvg_core.network.export import export_onnx
     from mvg_core.weights import WeightsError, file_sha256, find_weights
@@ -50,7 +50,7 @@ def export(models: Path) -> tuple[Path, ...]:
         kept = False
     if not kept:
         export_onnx(load_network(weights), models, checkpoint_sha256=checksum, weights=weights.name)
-    return models / ONNX_PROMPT, models / ONNX_QUERY
+    return tuple(models / name for name in (ONNX_PROMPT, ONNX_QUERY, ONNX_MAPS) if (models / name).is_file())
 
 
 def largest_difference(models: Path, n_prompts: int = 2) -> float:
@@ -58,7 +58,7 @@ def largest_difference(models: Path, n_prompts: int = 2) -> float:
     from mvg_core.backends import load_backend
 
     random = np.random.default_rng(0)
-    painted = []
+    painted, maps = [], []
     backends = [load_backend(models / "model.pt", backend=name, device="cpu", precision="fp32")
                 for name in ("torch", "onnx")]
     size = backends[0].size
@@ -67,7 +67,9 @@ def largest_difference(models: Path, n_prompts: int = 2) -> float:
                for _ in range(n_prompts)]
     for backend in backends:
         painted.append(backend.paint(query, backend.merge([backend.encode(*prompt) for prompt in prompts])))
-    return float(np.abs(painted[0] - painted[1]).max())
+        if backend.prior is not None:
+            maps.append(backend.maps(query))
+    return max(float(np.abs(one - other).max()) for one, other in filter(None, (painted, maps)))
 
 
 def build(root: Path, output: Path) -> tuple[Path, Path]:
@@ -104,7 +106,7 @@ def check_wheel(wheel: Path, models: Path) -> list[tuple[str, int]]:
     found = []
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        for name in ("model.pt", "model_prompt.onnx", "model_query.onnx"):
+        for name in ("model.pt", "model_prompt.onnx", "model_query.onnx", "model_maps.onnx"):
             inside = f"mvg_core/_weights/{name}"
             if not {inside, f"{inside}.sha256"} <= names:
                 raise SystemExit(f"{wheel} lacks {inside} or its checksum: report this, setup.py should have put it in")

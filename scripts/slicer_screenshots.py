@@ -26,7 +26,7 @@ import numpy as np  # noqa: E402
 import slicer_scenes  # noqa: E402
 import slicer_standins  # noqa: E402
 from PIL import Image  # noqa: E402
-from PySide6 import QtCore, QtGui, QtWidgets  # noqa: E402
+from PySide6 import QtCore, QtGui  # noqa: E402
 
 from mvg_core.preview import overlay  # noqa: E402
 
@@ -123,7 +123,7 @@ def wait(until: Callable[[], bool], seconds: float) -> bool:
     """Let the application live until something is so; whether it came to be."""
     end = time.monotonic() + seconds
     while not until() and time.monotonic() < end:
-        QtWidgets.QApplication.processEvents()
+        slicer_standins.process_events()
         time.sleep(0.01)
     return until()
 
@@ -175,7 +175,7 @@ def save(panel: Any, tiles: list[Tile], title: str, path: Path) -> None:
     """Draw panel and tiles beside each other."""
     panel.window.resize(PANEL_WIDTH, panel.window.sizeHint().height())
     panel.window.show()
-    QtWidgets.QApplication.processEvents()
+    slicer_standins.process_events()
     shot = panel.window.grab()
     width = PANEL_WIDTH + 3 * GAP + 2 * TILE + GAP
     height = max(shot.height(), STRIP + 3 * (TILE + STRIP) + GAP) + STRIP

@@ -9,10 +9,12 @@ the module's base classes. They do less than the real ones. Used by tests and by
 # slicer-core builds its namespace when it is imported; scripts/ and the extension are put on the path below.
 from __future__ import annotations
 
+import ctypes
 import enum
 import os
 import sys
 import typing
+import unittest
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -25,6 +27,11 @@ import slicer.util
 import vtk
 from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtUiTools import QUiLoader
+
+if sys.version_info < (3, 12):
+    # Methods of PySide6 6.12 that return nothing give back a reference to None that they never took, as if None lived
+    # forever, which it does from Python 3.12 on: before, Python aborts after some ten thousand calls. Make it so.
+    ctypes.c_ssize_t.from_address(id(None)).value += 2**40
 
 MODULE_FOLDER = Path(__file__).resolve().parents[1] / "slicer_extension" / "MVG"
 PROPERTY = "SlicerParameterName"
@@ -292,7 +299,7 @@ class Application:
         return self.isTesting
 
     def processEvents(self) -> None:
-        QtWidgets.QApplication.processEvents()
+        process_events()
 
     def showError(self, text: str, *_: Any, **__: Any) -> None:
         self.errors.append(text)
@@ -300,6 +307,11 @@ class Application:
     def ask(self, text: str, *_: Any, **__: Any) -> bool:
         self.questions.append(text)
         return self.answer
+
+
+def process_events() -> None:
+    """Let the application live for a moment."""
+    QtWidgets.QApplication.processEvents()
 
 
 def _fromQt(name: str) -> Any:
@@ -340,9 +352,15 @@ class _Widget:
         return str(MODULE_FOLDER / "Resources" / name)
 
 
-class _Test:
+class _Test(unittest.TestCase):
     def delayDisplay(self, message: str, *_: Any) -> None:
         print(message)
+
+
+def show_in_views(background: Any = None, fit: bool = False) -> None:
+    """`slicer.util.setSliceViewerLayers` as far as the module needs it."""
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        composite.SetBackgroundVolumeID(None if background is None else background.GetID())
 
 
 def install(scene: Any) -> Application:
@@ -365,7 +383,7 @@ def install(scene: Any) -> Application:
     vars(slicer).update(mrmlScene=scene, app=application)
     vars(slicer.util).update(loadUI=load_ui, childWidgetVariables=child_widgets, errorDisplay=application.showError,
                              confirmYesNoDisplay=application.ask, confirmOkCancelDisplay=application.ask,
-                             showStatusMessage=lambda *_: None)
+                             showStatusMessage=lambda *_: None, setSliceViewerLayers=show_in_views)
     if str(MODULE_FOLDER) not in sys.path:
         sys.path.insert(0, str(MODULE_FOLDER))
     return application
@@ -376,10 +394,12 @@ def add_slice_views(scene: Any) -> None:
     for name, orientation in (("Red", "Axial"), ("Yellow", "Sagittal"), ("Green", "Coronal")):
         view = scene.AddNewNodeByClass("vtkMRMLSliceNode", name)
         view.SetLayoutName(name)
+        view.SetSingletonTag(name)  # they stay when the scene is closed
         getattr(view, f"SetOrientationTo{orientation}", lambda: None)()
         view.SetDimensions(400, 400, 1)
         composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode", name)
         composite.SetLayoutName(name)
+        composite.SetSingletonTag(name)
 
 
 def panel_of(widget_class: type) -> Any:

@@ -25,7 +25,8 @@ SHAPE = (26, 24, 22)
 LABELS = {1: "block", 2: "ball", 3: "rod"}
 
 NETWORK: dict[str, Any] = {f"network_def#config#{name}": getattr(TINY, name) for name in (
-    "size", "heads", "depth", "mlp_ratio", "slots", "position_grid")} | {"network_def#config#widths": [*TINY.widths]}
+    "size", "heads", "depth", "mlp_ratio", "slots", "position_grid")} | {
+        "network_def#config#widths": [*TINY.widths], "network_def#config#maps": TINY.maps}
 TRAINING: dict[str, Any] = {
     "training#episodes#size": 32, "training#batch": 2, "training#epoch_length": 2, "training#validation_episodes": 2,
     "training#warm_up": 1, "train#dataset#size": 32, "validate#dataset#size": 32, "train#trainer#max_epochs": 1}

@@ -318,8 +318,7 @@ def test_spread_prompts_are_evenly_spread() -> None:
 
 
 def test_large_images_are_painted_in_tiles_at_their_own_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "LARGEST_IMAGE_SIZE", 64)
-    monkeypatch.setattr("mvg_core.predict.LARGEST_IMAGE_SIZE", 64)
+    monkeypatch.setattr("mvg_core.image_painter.ColourPainter.largest", 64)
     monkeypatch.setattr(images, "TILE", 32)
     query = volume(RNG.random((100, 80, 3)).astype(np.float32), 0.5, 0.5, 3)
     backend = Recorder(16)
@@ -340,7 +339,7 @@ def test_large_images_are_painted_in_tiles_at_their_own_resolution(monkeypatch: 
 
 @pytest.mark.parametrize("limit", [32, 512])
 def test_tiles_are_shown_the_same_place_of_the_prompts(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mvg_core.predict.LARGEST_IMAGE_SIZE", limit)
+    monkeypatch.setattr("mvg_core.image_painter.ColourPainter.largest", limit)
     query = volume(RNG.uniform(0.3, 1, (48, 48, 2)).astype(np.float32))
     backend = Recorder(16)
     solve_images(Predictor(backend, n_prompts=1, block=8), query, Reference(query, query, slices=(0,)),

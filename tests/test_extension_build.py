@@ -185,7 +185,7 @@ def write_weights(root: Path) -> None:
     models.mkdir(parents=True, exist_ok=True)
     (models / "model.pt").write_bytes(b"weights")
     made_from = hashlib.sha256(b"weights").hexdigest().encode()
-    for name in ("model_prompt.onnx", "model_query.onnx"):
+    for name in ("model_prompt.onnx", "model_query.onnx", "model_maps.onnx"):
         (models / name).write_bytes(b"\x00graph " + made_from + b" end\x00")
     for path in list(models.glob("model*")):
         if path.suffix != ".sha256":

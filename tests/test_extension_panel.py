@@ -13,14 +13,16 @@ import shutil
 import signal
 import sys
 import time
+import unittest
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import slicer_scenes
-from tiny import tiny_network
+from tiny import WITH_MAPS, tiny_network
 
 pytest.importorskip("PySide6")
 pytest.importorskip("onnxruntime")
@@ -31,8 +33,10 @@ slicer_scenes.needSlicer()
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
+sys.path.insert(0, str(REPOSITORY / "slicer_extension" / "MVG" / "Testing" / "Python"))
+
+import MVGModuleTest as for_the_application  # noqa: E402
 import slicer_standins  # noqa: E402
-from PySide6 import QtWidgets  # noqa: E402
 
 SIDE, DEPTH, LABELLED = 32, 6, 2
 CENTRE = np.array([16, 14, 0])
@@ -50,7 +54,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(REPOSITORY / "mvg_core", root / "mvg_core", ignore=ignored)
     models = root / "bundle" / "models"
     models.mkdir(parents=True)
-    network = tiny_network()
+    network = tiny_network(WITH_MAPS)
     save_weights(network, models / "model.pt")
     record_checksum(models / "model.pt")
     export_onnx(network, models, checkpoint_sha256=file_sha256(models / "model.pt"))
@@ -123,7 +127,7 @@ def wait(panel: Any, until: Callable[[], bool], seconds: float = 60) -> float:
     while not until():
         assert time.monotonic() < end, f"{panel.ui.statusLabel.text()} / {panel.ui.connectionLabel.text()}"
         started = time.monotonic()
-        QtWidgets.QApplication.processEvents()
+        slicer_standins.process_events()
         longest = max(longest, time.monotonic() - started)
         time.sleep(0.005)
     return longest
@@ -140,7 +144,7 @@ def show(panel: Any, number: int) -> None:
 def add_reference(panel: Any) -> None:
     show(panel, LABELLED)
     panel.ui.addSliceButton.click()
-    QtWidgets.QApplication.processEvents()
+    slicer_standins.process_events()
 
 
 def segmentations() -> int:
@@ -159,6 +163,7 @@ def test_the_panel_says_what_is_missing_and_then_lets_run(panel: Any) -> None:
     assert panel.app.errors == []
     assert panel.ui.runButton.isEnabled()
     assert panel.ui.previewButton.isEnabled()
+    assert panel.ui.statusLabel.text() == "Ready: Preview this slice, or Run.", "not what was missing before"
     assert panel.ui.referencesList.count() == 1
     assert not panel.ui.referencesList.item(0).icon().isNull()
     assert "slice 2" in panel.ui.referencesList.item(0).text()
@@ -182,7 +187,7 @@ def test_references_are_unticked_shown_removed_and_cleared(panel: Any) -> None:
     add_reference(panel)
     panel.ui.referencesList.item(0).setCheckState(Qt.CheckState.Unchecked)
     assert not panel.logic.references.entries[0].enabled
-    QtWidgets.QApplication.processEvents()
+    slicer_standins.process_events()
     assert not panel.ui.runButton.isEnabled()
     show(panel, 5)
     panel.ui.goToReferenceButton.click()
@@ -273,6 +278,31 @@ def test_preview_run_result_undo(panel: Any) -> None:
     assert panel.app.errors == []
 
 
+def test_the_worker_starts_and_gets_ready_while_the_user_looks_for_a_slice(panel: Any) -> None:
+    assert panel.server.client is None
+    add_reference(panel)
+    wait(panel, lambda: panel.server.isReady)
+    wait(panel, lambda: not panel.run.isPreparing and panel.logic._warmUp is not None)
+    assert panel.logic._warmUp.status.state == "done"
+    assert panel.app.errors == panel.app.questions == []
+    assert panel.ui.stopButtons.isHidden(), "nothing that the user would have to wait for"
+
+
+def test_a_reference_asks_nothing_and_sends_nothing_to_a_server(panel: Any, worker: Any) -> None:
+    from MVGLib.parameters import Computer
+
+    panel.parameters.computer = Computer.remote
+    add_reference(panel)
+    assert panel.server.client is None, "no address yet, and no message about it"
+    panel.ui.serverUrlLineEdit.setText(worker.waitUntilReady().url)
+    panel.ui.serverKeyLineEdit.setText(worker.client._token)
+    panel.ui.testConnectionButton.click()
+    wait(panel, lambda: panel.server.isReady)
+    panel.ui.addSliceButton.click()
+    assert panel.logic._warmUp is None
+    assert panel.app.errors == panel.app.questions == []
+
+
 def test_the_next_slice_to_label_is_shown_and_its_answer_is_ready_to_be_corrected(panel: Any) -> None:
     from MVGLib.geometry import SlicePosition
 
@@ -290,6 +320,39 @@ def test_the_next_slice_to_label_is_shown_and_its_answer_is_ready_to_be_correcte
     assert panel.logic.sliceOfView(panel.sliceNode(), panel.volume).index == 4, "slice 2 is labelled already"
     assert panel.parameters.labelSegmentation.GetID() == result.segmentationNode.GetID()
     assert set(panel.references.tickedSegments) == set(result.segmentIds)
+
+
+def test_a_corrected_slice_serves_the_next_run_and_replaces_its_segments(panel: Any) -> None:
+    from MVGLib.geometry import SlicePosition
+
+    add_reference(panel)
+    panel.ui.runButton.click()
+    finish(panel)
+    first = panel.run.result
+    assert first.report["labelled_slices"] == [LABELLED]
+    before = segmentations()
+    first.suggestedSlices[:] = [SlicePosition(2, 4)]
+    panel.update()
+    panel.ui.nextSliceButton.click()
+    node, segmentId = first.segmentationNode, first.segmentIds[0]
+    corrected = slicer_scenes.segmentArray(node, segmentId, panel.volume) > 0
+    corrected[...] = False
+    corrected[5:20, 5:20, 4] = True
+    slicer_scenes.paint(node, segmentId, panel.volume, corrected)
+    panel.ui.addSliceButton.click()
+    slicer_standins.process_events()
+    assert [entry.position.index for entry in panel.logic.references.entries] == [LABELLED, 4]
+    panel.parameters.outputSegmentation = node
+    panel.ui.replaceResultCheckBox.setChecked(True)
+    panel.ui.runButton.click()
+    finish(panel)
+    assert panel.app.errors == []
+    second = panel.run.result
+    assert second.report["labelled_slices"] == [LABELLED, 4]
+    assert segmentations() == before, "no further segmentation"
+    kept = slicer_scenes.segmentArray(second.segmentationNode, second.segmentIds[0], panel.volume) > 0
+    assert np.array_equal(kept[..., 4], corrected[..., 4]), "what was corrected stays as it is"
+    assert panel.logic.nextSliceToLabel(first) is None, "both are labelled now"
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -338,6 +401,37 @@ def test_a_killed_worker_gives_a_message_and_a_restart_and_none_is_left_behind(
     panel.server.disconnect()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_worker_that_hangs_is_told_and_comes_back_or_is_started_again(
+    panel: Any, core: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from MVGLib import install
+    from MVGLib.worker import Worker
+
+    command = install.workerCommand(core, "serve", "--worker", "--backend", "onnx", "--threads", "1")
+    monkeypatch.setattr(install, "localWorker", lambda *_: Worker(command, checkSeconds=0.1, silentSeconds=1.0))
+    add_reference(panel)
+    panel.ui.testConnectionButton.click()
+    wait(panel, lambda: panel.server.isReady)
+    panel.server.client._shortSeconds = panel.server._worker.client._shortSeconds = 0.3
+    pid = panel.server._worker.pid
+    os.kill(pid, signal.SIGSTOP)
+    longest = wait(panel, lambda: bool(panel.server.error))
+    assert longest < 0.5, f"the application stood still for {longest:.2f} s"
+    assert "not answered" in panel.ui.connectionLabel.text()
+    assert "Press Restart" in panel.ui.connectionLabel.text()
+    assert not panel.ui.restartWorkerButton.isHidden()
+    os.kill(pid, signal.SIGCONT)
+    wait(panel, lambda: panel.server.isReady)
+    os.kill(pid, signal.SIGSTOP)
+    wait(panel, lambda: bool(panel.server.error))
+    panel.ui.restartWorkerButton.click()
+    wait(panel, lambda: panel.server.isReady)
+    assert panel.server._worker.pid != pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    panel.server.disconnect()
 
 
 def test_missing_packages_are_told_and_installed_by_the_button(panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,6 +506,7 @@ def test_nothing_is_sent_elsewhere_without_consent(panel: Any, monkeypatch: pyte
     monkeypatch.setattr(server_panel, "BackgroundCall", lambda work: asked.append(work) or Never())
     add_reference(panel)
     panel.parameters.computer = Computer.remote
+    asked.clear()  # the worker of this computer was greeted before
     assert not panel.ui.serverUrlLineEdit.isHidden()
     panel.ui.runButton.click()
     assert "Enter the URL" in panel.app.errors[-1]
@@ -431,6 +526,74 @@ def test_nothing_is_sent_elsewhere_without_consent(panel: Any, monkeypatch: pyte
     panel.ui.serverUrlLineEdit.setText("https://other.example.org")
     panel.ui.runButton.click()
     assert len(panel.app.questions) == questions + 1, "another server is another question"
+
+
+@pytest.mark.parametrize(("url", "note"), [
+    ("https://mvg.example.org", ""), ("http://mvg.example.org:8642", "not encrypted"),
+    ("HTTP://mvg.example.org:8642", "not encrypted"), ("http://127.0.0.1:8642", "tunnel"),
+    ("http://localhost:8642", "tunnel")])
+def test_the_question_says_what_the_address_means(panel: Any, url: str, note: str) -> None:
+    from MVGLib.parameters import Computer
+
+    panel.parameters.computer = Computer.remote
+    panel.ui.serverUrlLineEdit.setText(url)
+    panel.app.answer = False
+    assert not panel.server.mayUpload()
+    (question,) = panel.app.questions
+    assert url in question
+    for one in ("not encrypted", "tunnel"):
+        assert (one in question) == (one == note)
+
+
+@pytest.mark.parametrize(("url", "key", "reason"), [
+    ("", "", "Enter the URL of the server"),
+    ("mvg.example.org", "", "write it as http://HOST:PORT"),
+    ("https://mvg.example.org", "k\u00e9y", "copy it again")])
+def test_a_connection_that_cannot_be_tried_is_not_said_to_be_tried(panel: Any, url: str, key: str, reason: str) -> None:
+    from MVGLib.parameters import Computer
+
+    panel.parameters.computer = Computer.remote
+    panel.ui.serverUrlLineEdit.setText(url)
+    panel.ui.serverKeyLineEdit.setText(key)
+    panel.ui.testConnectionButton.click()
+    assert reason in panel.app.errors[-1]
+    assert panel.ui.connectionLabel.text() == "Not connected yet."
+
+
+def test_a_server_that_is_not_there_is_told_once_with_what_to_do(panel: Any) -> None:
+    from MVGLib.parameters import Computer
+
+    panel.parameters.computer = Computer.remote
+    panel.ui.serverUrlLineEdit.setText("http://127.0.0.1:9")
+    panel.ui.testConnectionButton.click()
+    wait(panel, lambda: bool(panel.server.error))
+    for label in (panel.ui.connectionLabel, panel.ui.statusLabel):
+        assert label.text().endswith("check the address. Then press Test connection.")
+    assert panel.app.errors == []
+
+
+def test_a_closed_scene_leaves_the_server_that_it_had_chosen(panel: Any, worker: Any,
+                                                             capfd: pytest.CaptureFixture[str]) -> None:
+    """The next scene says This computer; what is solved in it must not go to the server of the one before."""
+    import slicer
+    from MVGLib.parameters import Computer
+
+    panel.parameters.computer = Computer.remote
+    panel.ui.serverUrlLineEdit.setText(worker.waitUntilReady().url)
+    panel.ui.serverKeyLineEdit.setText(worker.client._token)
+    add_reference(panel)
+    panel.ui.previewButton.click()
+    finish(panel)
+    assert "Preview shown" in panel.ui.statusLabel.text()
+    assert panel.logic.client is not None
+    slicer.mrmlScene.Clear(0)
+    slicer_standins.process_events()
+    assert panel.parameters.computer == Computer.local
+    assert panel.server.client is None
+    assert panel.logic.client is None
+    assert not panel.server.isReady
+    assert "Traceback" not in capfd.readouterr().err, "Slicer empties the node of the choices before it is taken anew"
+    assert panel.parameters.preset.name == "fast"
 
 
 class Never:
@@ -513,3 +676,44 @@ def test_the_range_ends_where_the_volume_does(panel: Any) -> None:
     assert panel.app.errors == []
     assert panel.run.settings().sliceRange == (1, 4)
     assert panel.run.settings().axis == 2
+
+
+# --- the tests that are made for the application ---
+
+
+@pytest.fixture
+def asInSlicer(panel: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What tests in the application ask Slicer for."""
+    import slicer.util
+
+    segmentations = SimpleNamespace(logic=lambda: slicer.mrmlScene.logics[0])
+    monkeypatch.setattr(slicer, "modules", SimpleNamespace(segmentations=segmentations), raising=False)
+    monkeypatch.setattr(slicer.util, "selectModule", lambda *_: None)
+    monkeypatch.setattr(slicer.util, "getModuleWidget", lambda *_: panel)
+    monkeypatch.setattr(panel.app, "isTesting", True)
+    return panel
+
+
+def passes(case: unittest.TestCase) -> None:
+    found = unittest.TestResult()
+    case.run(found)
+    assert found.testsRun == 1
+    assert found.skipped == []
+    for _, text in found.errors + found.failures:
+        pytest.fail(text)
+
+
+@pytest.mark.parametrize("name", unittest.TestLoader().getTestCaseNames(for_the_application.MVGModuleTest))
+def test_the_tests_for_the_application_pass_on_stand_ins(asInSlicer: Any, name: str) -> None:
+    passes(for_the_application.MVGModuleTest(name))
+
+
+def test_the_self_test_passes_on_stand_ins_with_the_shipped_weights(asInSlicer: Any, monkeypatch: pytest.MonkeyPatch
+                                                                     ) -> None:
+    import MVG
+    from MVGLib import install
+    from MVGLib.worker import Worker
+
+    command = install.workerCommand(REPOSITORY, "serve", "--worker", "--backend", "onnx", "--threads", "1")
+    monkeypatch.setattr(install, "localWorker", lambda *_: Worker(command))
+    passes(MVG.MVGTest("runTest"))

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from mvg_core import memory
 from mvg_core.backends import TorchBackend
 from mvg_core.cli import app
-from mvg_core.memory import Room, Work, resident_mb, room
+from mvg_core.memory import Room, Work, room
 from mvg_core.predict import Predictor
 from mvg_core.references import Reference
 from mvg_core.volume import Volume

@@ -167,7 +167,8 @@ def test_nothing_hidden_costs_nothing(kind):
     hidden = torch.zeros(2, 3, 2, 2, dtype=torch.bool)
     parts = hybrid_loss(painter, make_episodes([kind] * 2), hidden, torch.zeros(2).bool(), HybridConfig())
     parts["loss"].backward()
-    assert {name: part.item() for name, part in parts.items()} == {"loss": 0.0, "segmentation": 0.0, "image": 0.0}
+    assert {name: part.item() for name, part in parts.items()} == {"loss": 0.0, "segmentation": 0.0, "image": 0.0,
+                                                                   "readout": 0.0}
     assert painter.level.grad is not None
     assert painter.level.grad.item() == 0.0
 

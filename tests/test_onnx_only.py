@@ -109,8 +109,8 @@ def run(environment: Path, command: str, *arguments: str | Path) -> subprocess.C
 
 
 def test_the_wheel_carries_the_weights_and_both_onnx_files(wheel: Path, models: Path, tmp_path: Path) -> None:
-    assert [name for name, _ in PACKAGE.check_wheel(wheel, models)] == [
-        f"mvg_core/_weights/{name}" for name in ("model.pt", "model_prompt.onnx", "model_query.onnx")]
+    carried = ("model.pt", "model_prompt.onnx", "model_query.onnx", "model_maps.onnx")
+    assert [name for name, _ in PACKAGE.check_wheel(wheel, models)] == [f"mvg_core/_weights/{name}" for name in carried]
     other = Path(shutil.copytree(models, tmp_path / "other"))
     (other / "model_query.onnx.sha256").write_text("0" * 64 + "  model_query.onnx\n")
     with pytest.raises(SystemExit, match=r"model_query\.onnx in .* is another file than"):

@@ -126,7 +126,7 @@ print(Path(mvg_core.__file__).parent.parent, found.provenance["checkpoint_sha256
 def add_onnx(checkout: Path, weights: bytes = WEIGHTS) -> list[Path]:
     """Two files that name the weights as an export does, and their records."""
     files = []
-    for name in ("model_prompt.onnx", "model_query.onnx"):
+    for name in ("model_prompt.onnx", "model_query.onnx", "model_maps.onnx"):
         path = checkout / "bundle" / "models" / name
         path.write_bytes(b"graph " + hashlib.sha256(weights).hexdigest().encode() + b" end")
         record = path.with_name(f"{name}.sha256")

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvg_core import predict
 from mvg_core.intensity import IntensityScaling
 from mvg_core.predict import PredictionWarning, Predictor
 from mvg_core.prompts import Prompt, Support
@@ -607,7 +606,7 @@ def test_images_keep_their_resolution_beside_a_larger_reference_within_limits(mo
     found = predictor.predict_volume(query, pair(large), Task.denoising(), window=(0, 1))
     assert (found.provenance["network_size"], found.provenance["pixel_spacing_mm"]) == (112, 1)
     np.testing.assert_allclose(found.volume.array, query.array, atol=1e-6)
-    monkeypatch.setattr(predict, "LARGEST_IMAGE_SIZE", 80)
+    monkeypatch.setattr("mvg_core.image_painter.ColourPainter.largest", 80)
     found = predictor.predict_volume(query, pair(large), Task.denoising(), window=(0, 1))
     assert (found.provenance["network_size"], found.provenance["pixel_spacing_mm"]) == (80, 1.25)
     small = volume(np.random.default_rng(0).random((16, 16, 2)))
@@ -708,7 +707,7 @@ def extra_bytes(n_slices: int, task: Task) -> float:
 
 
 def test_memory_does_not_grow_with_the_number_of_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "LARGEST_IMAGE_SIZE", 32)
+    monkeypatch.setattr("mvg_core.image_painter.ColourPainter.largest", 32)
     for task, bytes_per_voxel in ((Task.segmentation(), 1), (Task.denoising(), 0), (Task.synthesis(), 0)):
         few, many = (extra_bytes(n_slices, task) for n_slices in (17, 34))
         # A label map of real numbers is kept as bytes; nothing else is.

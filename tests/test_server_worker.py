@@ -76,6 +76,8 @@ def test_a_worker_hangs_recovers_and_is_killed_in_the_middle_of_a_job(weights: P
     client, pid = worker.client, worker.pid
     assert client is not None
     assert pid is not None
+    # Its parent's pipe is not its standard input: on Windows, libraries that look at that would never be loaded.
+    assert os.readlink(f"/proc/{pid}/fd/0") == os.devnull
     client._shortSeconds = 0.3
 
     os.kill(pid, signal.SIGSTOP)
@@ -161,6 +163,74 @@ def test_a_worker_that_does_not_get_ready_says_why(sleeper: Any, program: str, r
         worker.waitUntilReady(60)
     assert worker.state == "dead"
     assert worker._files is None
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """What the worker does on Windows, with another program as taskkill; `asked` and `started` tell what was run."""
+    import MVGLib.worker as module
+
+    class Windows:
+        def __init__(self) -> None:
+            self.taskkill, self.started = tmp_path / "System32" / "taskkill.exe", []
+
+        @property
+        def asked(self) -> list[str]:
+            log = tmp_path / "asked"
+            return log.read_text().splitlines() if log.exists() else []
+
+    def popen(command: Any, **options: Any) -> Any:
+        found.started.append((command, dict(options)))
+        options.pop("creationflags", None)  # POSIX refuses it
+        return real(command, **options)
+
+    found, real = Windows(), subprocess.Popen
+    found.taskkill.parent.mkdir()
+    found.taskkill.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nkill -9 "$4"\n')
+    found.taskkill.chmod(0o755)
+    monkeypatch.setenv("SYSTEMROOT", str(tmp_path))
+    monkeypatch.setattr(module.sys, "platform", "win32")
+    monkeypatch.setattr(subprocess, "CREATE_NO_WINDOW", 0x08000000, raising=False)
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0x00000200, raising=False)
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    return found
+
+
+def test_on_windows_the_tree_is_ended_without_a_window(sleeper: Any, windows: Any) -> None:
+    worker = sleeper("import time; time.sleep(600)")
+    worker.start()
+    pid = worker._process.pid
+    assert windows.started[0][1]["creationflags"] == 0x08000000 | 0x00000200
+    assert "start_new_session" not in windows.started[0][1]
+    worker.stop(0.1)
+    assert windows.asked == [f"/F /T /PID {pid}"]
+    _, options = windows.started[1]
+    assert options["creationflags"] == 0x08000000, "or a console window flashes up"
+    assert options["stdin"] == subprocess.DEVNULL, "Slicer has no standard input that could be passed on"
+    assert not is_alive(pid)
+    assert worker.state == "stopped"
+
+
+def test_on_windows_a_number_that_may_be_anothers_is_left_alone(sleeper: Any, windows: Any) -> None:
+    """Windows gives numbers of processes away again soon."""
+    line = json.dumps({"url": "http://127.0.0.1:1", "token": "secret", "pid": os.getpid(), "protocol": 1})
+    worker = sleeper(f"print({line!r}, flush=True); input()")
+    worker.waitUntilReady(60)
+    worker._process.kill()
+    wait_for(lambda: worker.poll(0.01) == "dead")
+    worker = sleeper("input()")
+    worker.start()
+    worker.stop(20)
+    assert windows.asked == []
+
+
+def test_on_windows_without_taskkill_the_process_is_ended_all_the_same(sleeper: Any, windows: Any) -> None:
+    windows.taskkill.unlink()
+    worker = sleeper("import time; time.sleep(600)")
+    worker.start()
+    pid = worker._process.pid
+    worker.kill()
+    assert not is_alive(pid)
 
 
 def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:

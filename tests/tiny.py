@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from mvg_core.network.checkpoint import save_weights
 from mvg_core.network.config import NetworkConfig
 
 TINY = NetworkConfig(size=32, widths=(16, 16, 32, 32, 32), heads=2, depth=1, slots=8, position_grid=4)
+WITH_MAPS = replace(TINY, maps=3, maps_widths=(8, 8, 8, 8))
 
 
 def tiny_network(config: NetworkConfig = TINY, seed: int = 0) -> ConfiguredModule:

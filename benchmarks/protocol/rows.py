@@ -15,10 +15,9 @@ from mvg_core.evaluation.runner import Solver
 
 CLASSICAL_SEGMENTATION = ("benchmarks/protocol/segment_classical.py", "mvg_core/demons.py", "mvg_core/registration")
 CLASSICAL_IMAGES = ("benchmarks/protocol/restore_classical.py",)
-NETWORK = ("mvg_core/backends.py", "mvg_core/cleanup.py", "mvg_core/codecs.py",
-           "mvg_core/demons.py", "mvg_core/engine", "mvg_core/intensity.py", "mvg_core/predict.py",
-           "mvg_core/prompts.py", "mvg_core/references.py", "mvg_core/registration", "mvg_core/slices.py",
-           "mvg_core/tuning.py")
+NETWORK = tuple(f"mvg_core/{part}" for part in (
+    "backends.py", "cleanup.py", "codecs.py", "demons.py", "engine", "holes.py", "image_painter.py", "intensity.py",
+    "predict.py", "prompts.py", "readout.py", "references.py", "registration", "slices.py", "tuning.py"))
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ def serve(
     limits = Limits(memory_bytes=memory * MB, volume_bytes=min(max_upload, memory) * MB, waiting_jobs=queue)
     solver = Solver.load(weights, backend=backend.value, device=device, threads=threads, precision=precision.value)
     if not start.is_local:
-        say(f"Other machines can reach this server at {start.host}: put a reverse proxy with TLS before it, or images "
-            "and the key travel in the open.")
+        say(f"Other machines can reach this server under the name or an address of this one ({start.host}, port "
+            f"{start.port or 'below'}): put a reverse proxy with TLS before it, or images and the key travel in the "
+            "open.")
     serve(solver, start, limits)

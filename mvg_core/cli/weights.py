@@ -68,18 +68,19 @@ def convert_checkpoint(
 def export_onnx(
     weights: Weights = SHIPPED_WEIGHTS,
     output: Annotated[Path | None, typer.Option(
-        metavar="FOLDER", help="Where the two files go; without it where mvg looks for them.")] = None,
+        metavar="FOLDER", help="Where the files go; without it where mvg looks for them.")] = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Write the network as ONNX files, for machines without PyTorch."""
-    from mvg_core.backends import ONNX_PROMPT, ONNX_QUERY
+    from mvg_core.backends import ONNX_MAPS, ONNX_PROMPT, ONNX_QUERY
     from mvg_core.report import check_outputs
     from mvg_core.weights import file_sha256, find_weights, user_folder
 
     folder = output or user_folder() / "onnx"
     folder.mkdir(parents=True, exist_ok=True)
-    check_outputs([(folder / name, (".onnx",)) for name in (ONNX_PROMPT, ONNX_QUERY)], overwrite=overwrite)
+    check_outputs([(folder / name, (".onnx",)) for name in (ONNX_PROMPT, ONNX_QUERY, ONNX_MAPS)],
+                  overwrite=overwrite)
     path = find_weights(weights)
     need_torch("export")
     if importlib.util.find_spec("onnx") is None:

@@ -20,14 +20,12 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from mvg_core.backends import Backend, Encoded
-from mvg_core.codecs import ImageCodec
 from mvg_core.engine.seams import smooth_across, without_seam
 from mvg_core.engine.tiles import Tiling, content_box, corresponding_corner, prompt_tile
 from mvg_core.engine.watch import Cancelled, Watch
-from mvg_core.intensity import IntensityScaling
+from mvg_core.holes import fill_slices
+from mvg_core.image_painter import ImagePainter
 from mvg_core.predict import (
-    LARGEST_IMAGE_SIZE,
     PIXEL_MULTIPLE,
     Prediction,
     PredictionWarning,
@@ -36,7 +34,7 @@ from mvg_core.predict import (
 )
 from mvg_core.prompts import Prompt, nearest
 from mvg_core.recent import Recent
-from mvg_core.references import Reference, scaled_slices
+from mvg_core.references import Reference
 from mvg_core.tasks import Task
 from mvg_core.volume import Volume
 
@@ -80,13 +78,16 @@ class Consistency:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     @classmethod
-    def for_task(cls, task: Task, has_own_prompts: bool = False) -> Consistency:
+    def for_task(cls, task: Task, has_own_prompts: bool = False, reads_out: bool = False) -> Consistency:
         """What is best by measurement.
 
         Args:
             task: image to image.
             has_own_prompts: whether some prompts are slices of the query itself: then the nearest are worth most.
+            reads_out: whether a readout is fitted to the prompts: then all together are worth most.
         """
+        if reads_out:
+            return cls("fixed", smooth=task.kind == "inpainting")
         if task.kind == "inpainting":
             return cls(seamless=True, smooth=True)
         return cls("fixed" if task.kind == "synthesis" and not has_own_prompts else "nearest")
@@ -118,7 +119,7 @@ def solve_images(predictor: Predictor, query: Volume, references: Reference | Se
         consistency: None takes `Consistency.for_task`.
 
     Returns:
-        The answer on the query's grid and in its units (synthesis: of the first reference's target). Denoising leaves
+        The answer on the query's grid and in its units (synthesis: of the references' targets). Denoising leaves
         voxels beyond the window as they are, inpainting all outside the hole.
 
     Raises:
@@ -169,18 +170,20 @@ class _ImageRun(_VolumeRun):
         _check_tiles(tiling)
         super().__init__(predictor, query, references, task, plane, hole, window, slices, watch.progress)
         self._watch = watch
-        self._consistency = consistency or Consistency.for_task(task, any(self._own))
-        self._tile = self._at_full_resolution(tiling)
+        self._consistency = consistency or Consistency.for_task(task, any(self._own), predictor.reads_out(task))
+        painter = self._tuned.image_painter(task)
+        self._tile = self._at_full_resolution(tiling, painter)
         side = self._tile or self.plan.size
         fits = copy.copy(self._tuned)
+        fits.n_prompts = self._n_prompts = max(fits.n_prompts, painter.n_prompts)
         fits.n_prompts += self._consistency.anchors
         fits = fits.within_memory(side, query.array.size)
         native = min(side, predictor.backend.size)
         self._block = max(1, fits.block * native**2 // side**2)
         self._cut: Recent[Prompt] = Recent(fits.n_prompts)
-        whole = _Whole(self._tuned.backend, self._prompt, fits.cached_prompts)
-        self._brush: _Brush = whole if self._tile is None else _Tiled(self._tuned.backend, self._prompt, self.plan.size,
-                                                                      self._tile)
+        self._brush: _Brush = _Whole(painter, self._prompt, max(fits.n_prompts, fits.cached_prompts))
+        if self._tile is not None:
+            self._brush = _Tiled(painter, self._prompt, self.plan.size, self._tile)
 
     def start(self) -> npt.NDArray:
         """The answer before anything is painted, (I, J, K)."""
@@ -188,7 +191,7 @@ class _ImageRun(_VolumeRun):
             return np.full(self.query.geometry.shape, self._answer_scaling.low, np.float32)
         image = self.query.array.astype(np.result_type(self.query.array.dtype, np.float32))
         if self._hole is not None:
-            image[self._hole] = self._scaling.low  # or interpolation would let the hidden voxels shine through
+            fill_slices(image, self._hole, self.plan.axis)  # or what is hidden would shine through when resampled
         return image
 
     def paint(self, image: npt.NDArray) -> None:
@@ -209,7 +212,7 @@ class _ImageRun(_VolumeRun):
             for start in range(0, len(turn.numbers), self._block):
                 self._watch.check()
                 numbers = turn.numbers[start : start + self._block]
-                painted = self._brush.paint(self._queries(shown, numbers), turn.prompts)
+                painted = self._brush.paint(self._queries(shown, numbers), turn.prompts, self._holes(numbers))
                 for number, share, canvas in zip(numbers, turn.shares[start:], painted, strict=False):
                     answer = np.float32(share) * self.plan.restore_slice(canvas) + waiting.pop(number, np.float32(0))
                     missing[number] -= 1
@@ -228,26 +231,19 @@ class _ImageRun(_VolumeRun):
         """How the answer came about, for a report."""
         return super().provenance(seconds) | {"tile_size": self._tile, "consistency": asdict(self._consistency)}
 
-    @property
-    def _answer_scaling(self) -> IntensityScaling:
-        """Between what is painted and the units of the answer."""
-        target = self._sources[0].label_scaling
-        assert target is not None  # only a segmentation has none
-        return target if self.task.kind == "synthesis" else self._scaling
-
     def _tune(self, predictor: Predictor) -> tuple[Predictor, int]:
         self._tuned, steps = super()._tune(predictor)
         return self._tuned, steps
 
-    def _at_full_resolution(self, tiling: Tiles) -> int | None:
+    def _at_full_resolution(self, tiling: Tiles, painter: ImagePainter) -> int | None:
         """Side of the tiles, and the plans at the image's own resolution, if it needs tiles; else None."""
-        if tiling is None or (tiling == "auto" and self.task.kind == "denoising"):
+        if tiling is None or (tiling == "auto" and not painter.tiled):
             return None
         plan = self.plan
         pixel_mm = min(plan.geometry.spacing_mm[axis] for axis in range(3) if axis != plan.axis)
         # Rounding: 192 pixels of 0.7 mm are not 193.
         pixels = int(np.ceil(plan.spacing_mm * plan.size / pixel_mm / PIXEL_MULTIPLE - 1e-6)) * PIXEL_MULTIPLE
-        if pixels <= (LARGEST_IMAGE_SIZE if tiling == "auto" else tiling):
+        if pixels <= (painter.largest if tiling == "auto" else tiling):
             return None
         if pixels > plan.size:
             finer = pixel_mm / plan.spacing_mm
@@ -263,7 +259,7 @@ class _ImageRun(_VolumeRun):
         at = self.plan.relative_positions
         numbers = sorted(self._numbers(), key=lambda number: at[number])
         prompts_at = [float(source.plan.relative_positions[number]) for source, number in self._slots]
-        n_prompts, first, last = self._tuned.n_prompts, at[numbers[0]], at[numbers[-1]]
+        n_prompts, first, last = self._n_prompts, at[numbers[0]], at[numbers[-1]]
         if self._consistency.prompts == "fixed":
             return [_Turn(spread(prompts_at, first, last, n_prompts), numbers, [1.0] * len(numbers))]
         everywhere = spread(prompts_at, first, last, self._consistency.anchors)
@@ -288,12 +284,6 @@ class _ImageRun(_VolumeRun):
             if part > 1e-6:
                 yield round(anchor * step), part
 
-    def _queries(self, array: npt.NDArray, numbers: list[int]) -> npt.NDArray[np.float32]:
-        queries = scaled_slices(self.plan, array, numbers, self._scaling)
-        if self._hole is not None:
-            queries = np.where(self.plan.extract_label(self._hole, numbers) > 0, np.float32(0), queries)
-        return queries
-
     def _prompt(self, index: int) -> Prompt:
         source, number = self._slots[index]
         return self._cut.get(index, lambda: source.cut(number))
@@ -316,17 +306,21 @@ class _ImageRun(_VolumeRun):
 
 
 def spread(positions: Sequence[float], low: float, high: float, n: int) -> tuple[int, ...]:
-    """Indices of at most `n` positions that are spread evenly from `low` to `high`, ascending."""
-    wanted = low + (np.arange(n) + 0.5) / max(1, n) * (high - low)
-    return tuple(sorted({nearest(positions, float(position), 1)[0] for position in wanted}))
+    """Indices of `n` positions, or all, that are spread evenly from `low` to `high`, ascending."""
+    left, chosen = dict(enumerate(positions)), list[int]()
+    for wanted in low + (np.arange(min(n, len(left))) + 0.5) / max(1, n) * (high - low):
+        chosen.append(min(left, key=lambda index: abs(left[index] - wanted)))
+        del left[chosen[-1]]
+    return tuple(sorted(chosen))
 
 
 # --- painting slices ---
 
 
 class _Brush(Protocol):
-    def paint(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """Painted images (B, S, S) in [0, 1] of queries (B, S, S), by prompts with these indices."""
+    def paint(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...], holes: npt.NDArray[np.bool_] | None
+              ) -> npt.NDArray[np.float32]:
+        """Painted images (B, S, S) in [0, 1] of queries (B, S, S), black in `holes`, by prompts with these indices."""
         ...
 
 
@@ -339,35 +333,38 @@ class _Prompts(Protocol):
 class _Whole:
     """Paints whole slices."""
 
-    def __init__(self, backend: Backend, prompt: _Prompts, cached: int) -> None:
-        self._backend, self._prompt = backend, prompt
-        self._encoded: Recent[Encoded] = Recent(cached)
-        self._merged: Recent[Encoded] = Recent(1)
+    def __init__(self, painter: ImagePainter, prompt: _Prompts, cached: int) -> None:
+        self._painter, self._prompt = painter, prompt
+        self._encoded: Recent[Any] = Recent(cached)
+        self._merged: Recent[Any] = Recent(1)
 
-    def paint(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    def paint(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...], holes: npt.NDArray[np.bool_] | None
+              ) -> npt.NDArray[np.float32]:
         """See `_Brush`."""
-        merged = self._merged.get(prompts, lambda: self._backend.merge([self._encode(index) for index in prompts]))
-        return ImageCodec().decode(self._backend.paint(queries, merged))
+        merged = self._merged.get(prompts, lambda: self._painter.merge([self._encode(index) for index in prompts]))
+        return self._painter.paint(queries, merged, holes)
 
-    def _encode(self, index: int) -> Encoded:
-        return self._encoded.get(index, lambda: _encode(self._backend, self._prompt(index)))
+    def _encode(self, index: int) -> Any:
+        return self._encoded.get(index, lambda: self._painter.encode(self._prompt(index)))
 
 
 class _Tiled:
     """Paints slices tile by tile, beside what the prompts show at the same place."""
 
-    def __init__(self, backend: Backend, prompt: _Prompts, size: int, tile: int) -> None:
-        self._backend, self._prompt = backend, prompt
+    def __init__(self, painter: ImagePainter, prompt: _Prompts, size: int, tile: int) -> None:
+        self._painter, self._prompt = painter, prompt
         self._tiling = Tiling((size, size), tile, int(tile * OVERLAP))
 
-    def paint(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    def paint(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...], holes: npt.NDArray[np.bool_] | None
+              ) -> npt.NDArray[np.float32]:
         """See `_Brush`."""
         tiles = [self._tiling.cut(query) for query in queries]
+        missing = None if holes is None else [self._tiling.cut(hole.astype(np.float32)) > 0 for hole in holes]
         shown = content_box(queries)
         for number, corner in enumerate(self._tiling.corners):
-            encoded = self._backend.merge([_encode(self._backend, self._part(index, corner, shown))
-                                           for index in prompts])
-            painted = ImageCodec().decode(self._backend.paint(np.stack([of[number] for of in tiles]), encoded))
+            merged = self._painter.merge([self._painter.encode(self._part(index, corner, shown)) for index in prompts])
+            here = None if missing is None else np.stack([of[number] for of in missing])
+            painted = self._painter.paint(np.stack([of[number] for of in tiles]), merged, here)
             for of_slice, tile in zip(tiles, painted, strict=True):
                 of_slice[number] = tile
         return np.stack([self._tiling.blend(of_slice) for of_slice in tiles])
@@ -376,10 +373,6 @@ class _Tiled:
         prompt, size = self._prompt(index), self._tiling.size
         place = corresponding_corner(corner, size, shown, content_box(prompt.image), self._tiling.shape)
         return prompt_tile(prompt, place, size)
-
-
-def _encode(backend: Backend, prompt: Prompt) -> Encoded:
-    return backend.encode(prompt.image, ImageCodec().encode(prompt.label))
 
 
 def _check_tiles(tiling: Tiles) -> None:

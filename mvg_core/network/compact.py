@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from mvg_core.network.checkpoint import ConfiguredModule
 from mvg_core.network.config import COARSEST, NetworkConfig
+from mvg_core.network.maps import FeatureMaps
 
 COLOURS = 3
 GATE_GAIN = 4.0  # lets a pixel decide for one colour within few steps of training
@@ -427,6 +428,8 @@ class CompactPainter(ConfiguredModule):
         self.paint1 = nn.Conv2d(2 * c1 + COLOURS * 4, c1, 3, padding=1)
         self.refine1 = _zero(nn.Conv2d(c1, c1, 3, padding=1))
         self.mix1 = ColourMixer(c1, 4)
+        if config.maps:
+            self.maps = FeatureMaps(config.maps, config.maps_widths)
 
     def _shown(self, image: Tensor, label: Tensor, hidden: Tensor | None) -> Tensor:
         """What the network is told of a label (B, 6, H, W).

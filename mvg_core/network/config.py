@@ -34,6 +34,9 @@ class NetworkConfig:
         feature_blocks: vit only, indices of the blocks whose outputs feed the decoder.
         decoder_width: vit only, channels of the decoder at full resolution.
         drop_path: largest stochastic-depth rate, reached at the last block.
+        maps: compact only, feature maps whose readout is fitted to the prompts of image-to-image tasks (`FeatureMaps`);
+            0: these answers are painted like label maps.
+        maps_widths: compact only, channels of what makes the maps, at 1/2, 1/4, 1/8 and 1/16.
 
     Raises:
         ValueError: a value is out of range, or does not fit the others.
@@ -52,6 +55,8 @@ class NetworkConfig:
     feature_blocks: tuple[int, ...] = (5, 11, 17, 23)
     decoder_width: int = 64
     drop_path: float = 0.0
+    maps: int = 0
+    maps_widths: tuple[int, ...] = (40, 72, 104, 128)
 
     def __post_init__(self) -> None:
         if self.architecture not in ("compact", "vit"):
@@ -78,6 +83,8 @@ class NetworkConfig:
     def _check_compact(self) -> None:
         if self.size % COARSEST:
             raise ValueError(f"size {self.size} must be a multiple of {COARSEST}, the coarsest scale of compact")
+        if self.maps < 0 or len(self.maps_widths) != 4 or min(self.maps_widths) < 1:
+            raise ValueError(f"maps must be at least 0 and have 4 widths, got {self.maps} and {self.maps_widths}")
         if self.slots < 2:
             raise ValueError(f"slots must be at least 2, half of them serve full resolution, got {self.slots}")
 
@@ -112,7 +119,7 @@ class NetworkConfig:
 
 PRESETS: dict[str, NetworkConfig] = {
     # What the project ships: for CPUs and small data.
-    "mvg_compact": NetworkConfig(),
+    "mvg_compact": NetworkConfig(maps=16),
     # The paper's network (Ren et al. 2024, arXiv 2406.05565): ViT-L, canvas 896 x 448.
     "mvg_vit_large": NetworkConfig(
         architecture="vit",

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvg_core.backends import N_CODEBOOKS, ONNX_METADATA, ONNX_PROMPT, ONNX_QUERY, ONNX_SUM
+from mvg_core.backends import N_CODEBOOKS, ONNX_MAPS, ONNX_METADATA, ONNX_PROMPT, ONNX_QUERY, ONNX_SUM
 from mvg_core.network.checkpoint import ConfiguredModule
 from mvg_core.weights import checksum_record, record_checksum
 
@@ -60,12 +60,23 @@ class _QueryPainter(nn.Module):
         return self.network.paint(image, list(encoded))
 
 
-def export_onnx(network: ConfiguredModule, folder: Path, *, checkpoint_sha256: str = "", weights: str = ""
-                ) -> tuple[Path, Path]:
-    """Write `model_prompt.onnx` and `model_query.onnx`; older ones are replaced once both are complete.
+class _MapMaker(nn.Module):
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.maps = network.maps
 
-    Needs the package onnx. Both files carry the network's configuration, its card and the checksum of its weight file;
-    beside each lies a record of its own checksum.
+    def forward(self, image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 1, H, W) twice -> maps (B, K, H, W), and the prior of their readout with its logarithmic shrinkage."""
+        # Sums, or the exporter would leave out numbers that nothing is done with.
+        return self.maps(image, hole), self.maps.prior + 0.0, self.maps.log_shrinkage + 0.0
+
+
+def export_onnx(network: ConfiguredModule, folder: Path, *, checkpoint_sha256: str = "", weights: str = ""
+                ) -> tuple[Path, ...]:
+    """Write `model_prompt.onnx` and `model_query.onnx`, and `model_maps.onnx` if the network makes feature maps.
+
+    Older ones are replaced once all are complete. Needs the package onnx. All files carry the network's configuration,
+    its card and the checksum of its weight file; beside each lies a record of its own checksum.
 
     Args:
         network: a `CompactPainter`; not changed.
@@ -74,7 +85,7 @@ def export_onnx(network: ConfiguredModule, folder: Path, *, checkpoint_sha256: s
         weights: name of that file, if it lies in `folder`: the ONNX files refer to its numbers instead of holding them.
 
     Returns:
-        The two paths.
+        Their paths.
 
     Raises:
         ValueError: the network is not of the compact architecture.
@@ -88,16 +99,17 @@ def export_onnx(network: ConfiguredModule, folder: Path, *, checkpoint_sha256: s
     held = _numbers_in(folder / weights) if weights else {}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
-        for path in _export_both(exported, Path(temporary)):
-            _finish(path, dict(zip(ONNX_METADATA, written, strict=True)), weights, held)
-            record_checksum(path)
-        for name in (ONNX_PROMPT, ONNX_QUERY):
+        names = _export_all(exported, Path(temporary))
+        for name in names:
+            _finish(Path(temporary) / name, dict(zip(ONNX_METADATA, written, strict=True)), weights, held)
+            record_checksum(Path(temporary) / name)
+        for name in names:
             os.replace(Path(temporary) / name, folder / name)
             os.replace(checksum_record(Path(temporary) / name), checksum_record(folder / name))
-    return folder / ONNX_PROMPT, folder / ONNX_QUERY
+    return tuple(folder / name for name in names)
 
 
-def _export_both(network: Any, folder: Path) -> tuple[Path, Path]:
+def _export_all(network: Any, folder: Path) -> list[str]:
     side = network.config.size
     image, label = torch.zeros(1, 1, 1, side, side), torch.zeros(1, 1, 3, side, side)
     with torch.no_grad():
@@ -112,7 +124,13 @@ def _export_both(network: Any, folder: Path) -> tuple[Path, Path]:
             {**prompt_axes, **tokens})
     _export(_QueryPainter(network), (torch.zeros(2, 1, side, side), *encoded), folder / ONNX_QUERY, ["image", *names],
             ["painted"], {**query_axes, **tokens})
-    return folder / ONNX_PROMPT, folder / ONNX_QUERY
+    if not network.config.maps:
+        return [ONNX_PROMPT, ONNX_QUERY]
+    free = {0: "images", 2: "height", 3: "width"}
+    nothing = torch.zeros(2, 1, side, side)
+    _export(_MapMaker(network), (nothing, nothing), folder / ONNX_MAPS, ["image", "hole"],
+            ["maps", "prior", "log_shrinkage"], {"image": free, "hole": free, "maps": free})
+    return [ONNX_PROMPT, ONNX_QUERY, ONNX_MAPS]
 
 
 def _export(module: nn.Module, arguments: tuple[Tensor, ...], path: Path, inputs: list[str], outputs: list[str],

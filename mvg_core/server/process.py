@@ -25,6 +25,8 @@ from mvg_core.server.solver import Solver
 KEY_VARIABLE = "MVG_API_KEY"
 SHORTEST_KEY = 16
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses that mean all of a machine's own, and the one by which the machine reaches itself then."""
 _ORPHAN_S = 2.0
 _IDLE_CHECK_S = 1.0
 
@@ -98,12 +100,14 @@ def serve(solver: Solver, start: Start, limits: Limits) -> None:
     logging.getLogger("mvg.server").setLevel(logging.INFO)
     key = start.key or secrets.token_urlsafe(32)
     listening = _listen(start.host, start.port)
+    # h11, also where httptools is installed: that takes headers of any length.
     server = _Server(uvicorn.Config(
-        create_app(solver, Access(key, start.is_worker), limits, lambda: server.end()), log_config=None,
-        access_log=False, server_header=False, timeout_graceful_shutdown=3, timeout_keep_alive=30))
+        create_app(solver, Access(key, start.is_worker), limits, lambda: server.end()), http="h11", ws="none",
+        log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=3, timeout_keep_alive=30))
     server.line = _line(start, listening, key)
     if start.is_worker:
-        threading.Thread(target=_end_with_parent, args=(server,), name="mvg-parent", daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(server, _parents_pipe()), name="mvg-parent",
+                         daemon=True).start()
     if start.idle_minutes is not None:
         threading.Thread(target=_end_when_idle, args=(server, 60 * start.idle_minutes), name="mvg-idle",
                          daemon=True).start()
@@ -133,8 +137,10 @@ def _listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
                                                                 flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family, kind, protocol)
-        if os.name == "posix":  # elsewhere it would let two servers have one port
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # To be started again at once after an end. On Windows this option would let another program take the port, and
+        # with it the key, while the server runs; there is one that forbids it instead.
+        option = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+        listening.setsockopt(socket.SOL_SOCKET, option, 1)
         listening.bind(address)
         listening.listen(128)
     except OSError as error:
@@ -145,14 +151,27 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _line(start: Start, listening: socket.socket, key: str) -> str:
     """Where the server is; the key only if nobody knows it yet."""
-    host = f"[{start.host}]" if ":" in start.host else start.host
+    host = _EVERYWHERE.get(start.host, start.host)
+    host = f"[{host}]" if ":" in host else host
     said = {"url": f"http://{host}:{listening.getsockname()[1]}", "pid": os.getpid(), "protocol": wire.PROTOCOL}
     return json.dumps(said if start.key else {**said, "token": key})
 
 
-def _end_with_parent(server: _Server) -> None:
+def _parents_pipe() -> int:
+    """Our input under another number; what was the standard input is empty from now on.
+
+    On Windows, who waits for the standard input holds up every library that looks at it while it is loaded, as OpenBLAS
+    and Fortran's run time do (python/cpython#78961, numpy/numpy#24290): SciPy would never be imported.
+    """
+    pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return pipe
+
+
+def _end_with_parent(server: _Server, pipe: int) -> None:
     """Wait until the parent closes our input or is gone; it has the other end of a pipe that says nothing."""
-    while os.read(0, 2**16):
+    while os.read(pipe, 2**16):
         pass
     server.end()
     # Nobody will fetch what is being computed.

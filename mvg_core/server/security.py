@@ -61,8 +61,8 @@ class Gate:
         finally:
             # Questions after a job come several times a second and say little.
             level = logging.DEBUG if scope["method"] in ("GET", "HEAD") and status < 400 else logging.INFO
-            log.log(level, "%s %s %d, %d bytes in, %.0f ms", scope["method"], _shown(scope), status, body.size,
-                    1000 * (time.monotonic() - started))
+            log.log(level, "%s %s %d, %d bytes in, %.0f ms%s", scope["method"], _shown(scope["path"]), status,
+                    body.size, 1000 * (time.monotonic() - started), _whom(scope) if status == 401 else "")
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
@@ -128,6 +128,11 @@ def _too_large(most: int) -> ApiError:
                     "server with a higher limit")
 
 
-def _shown(scope: Scope) -> str:
-    """The path for the log: in ASCII, and not longer than it may be."""
-    return ascii(scope["path"])[1:-1][:120]
+def _shown(text: str) -> str:
+    """For the log: in ASCII, and not longer than it may be."""
+    return ascii(text)[1:-1][:120]
+
+
+def _whom(scope: Scope) -> str:
+    """Who was refused, so that somebody who tries keys can be found; a proxy on this machine says for whom it asks."""
+    return f", from {_shown(str(scope['client'][0]))}" if scope.get("client") else ""

@@ -16,7 +16,8 @@ from mvg_core.engine import PRESETS, EngineConfig, VolumeEngine, Watch
 from mvg_core.precision import Precision
 from mvg_core.predict import Prediction, Predictor
 from mvg_core.references import Reference, choose_axis, slice_range
-from mvg_core.server.memo import Registrations, RememberingBackend
+from mvg_core.remembering import RememberingBackend
+from mvg_core.server.memo import Registrations
 from mvg_core.server.models import EncodeModel, JobModel, PreviewModel, WorkModel
 from mvg_core.server.settings import MB
 from mvg_core.tasks import TASK_KINDS, Task
@@ -83,8 +84,8 @@ class Solver:
     """
 
     def __init__(self, predictor: Predictor, weights: str = "") -> None:
-        self._tunable, self.weights = predictor, weights
-        self._predictor = _remembering(predictor)
+        self._predictor, self.weights = copy.copy(predictor), weights
+        self._predictor.backend = RememberingBackend(predictor.backend, _KEPT_PROMPTS)
         self._registrations = Registrations()
 
     @classmethod
@@ -100,7 +101,7 @@ class Solver:
 
     def described(self) -> dict[str, Any]:
         """What it can do, for `capabilities`."""
-        backend = self._tunable.backend
+        backend = self._predictor.backend
         card = backend.card
         return {"tasks": list(TASK_KINDS), "presets": {name: config.to_json() for name, config in PRESETS.items()},
                 "backend": backend.name, "device": str(getattr(backend, "device", "cpu")),
@@ -142,9 +143,7 @@ class Solver:
             Cancelled: with what there is.
             GeometryError, IndexError, ValueError: it cannot be done; says what to do.
         """
-        # Tuning changes a copy of the network itself, which the memory of encoded prompts knows nothing of.
-        predictor = self._tunable if problem.config.tuning else self._predictor
-        engine = VolumeEngine(predictor, problem.config, self._registrations.between(problem.identities))
+        engine = VolumeEngine(self._predictor, problem.config, self._registrations.between(problem.identities))
         return engine.solve(problem.query, problem.references, problem.task, plane=problem.axis, hole=problem.hole,
                             window=problem.window, slices=slices, watch=watch)
 
@@ -201,13 +200,6 @@ def _check_bounds(config: EngineConfig) -> None:
     for part, most in _MOST.items():
         if getattr(config, part) > most:
             raise ValueError(f"{part} may be at most {most} here, got {getattr(config, part)}")
-
-
-def _remembering(predictor: Predictor) -> Predictor:
-    """The same predictor with a memory of what it encoded."""
-    twin = copy.copy(predictor)
-    twin.backend = RememberingBackend(predictor.backend, _KEPT_PROMPTS)
-    return twin
 
 
 def quickened(config: EngineConfig) -> EngineConfig:

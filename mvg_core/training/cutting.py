@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mvg_core.holes import fill_slices
 from mvg_core.intensity import CT_WINDOW_HU, IntensityScaling, check_finite, looks_like_ct
 from mvg_core.predict import CT_IMAGE_WINDOW_HU
 from mvg_core.references import scaled_slices, whole_labels
@@ -96,10 +97,10 @@ class Cutting:
         """
         geometry = source.geometry
         hole = source.array != target.array if kind == "inpainting" else None
-        scaling = _image_scaling(source.array if hole is None else source.array[~hole])
-        target_scaling = _image_scaling(target.array) if kind == "synthesis" else scaling
+        scaling = image_scaling(source.array if hole is None else source.array[~hole])
+        target_scaling = image_scaling(target.array) if kind == "synthesis" else scaling
         for plane, plan, numbers in self._plans(geometry):
-            sources = scaled_slices(plan, _filled(source.array, hole, scaling.low), numbers, scaling)
+            sources = scaled_slices(plan, _filled(source.array, hole, plan.axis), numbers, scaling)
             if hole is not None:
                 sources = np.where(plan.extract_label(hole, numbers) > 0, np.float32(0), sources)
             targets = _bytes(scaled_slices(plan, target.array, numbers, target_scaling))
@@ -195,9 +196,13 @@ def _mm(spacing: tuple[float, float, float]) -> str:
     return " x ".join(f"{value:g}" for value in np.round(spacing, 3))
 
 
-def _filled(array: np.ndarray, hole: np.ndarray | None, value: float) -> np.ndarray:
+def _filled(array: np.ndarray, hole: np.ndarray | None, axis: int) -> np.ndarray:
     """The image without what a hole holds, which interpolation would let shine through."""
-    return array if hole is None else np.where(hole, np.float32(value), array)
+    if hole is None:
+        return array
+    filled = array.astype(np.result_type(array.dtype, np.float32))
+    fill_slices(filled, hole, axis)
+    return filled
 
 
 def _has_content(images: np.ndarray) -> np.ndarray:
@@ -217,7 +222,7 @@ def _scalings(array: np.ndarray) -> dict[str, IntensityScaling]:
     return {suffix: IntensityScaling.from_window(*window) for suffix, window in CT_WINDOWS.items()}
 
 
-def _image_scaling(array: np.ndarray) -> IntensityScaling:
+def image_scaling(array: np.ndarray) -> IntensityScaling:
     """How inference scales images in image-to-image tasks."""
     check_finite(array, "image")
     return IntensityScaling.for_volume(array, window=CT_IMAGE_WINDOW_HU if looks_like_ct(array) else None)

@@ -63,6 +63,10 @@ class Episodes:
         """The same episodes on another device."""
         return Episodes(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
 
+    def of(self, rows: Tensor) -> Episodes:
+        """Some of the episodes, by index or mask (B,)."""
+        return Episodes(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
     @staticmethod
     def cat(parts: list[Episodes]) -> Episodes:
         """Join batches of equal N, H, W."""

@@ -68,8 +68,9 @@ class Learner:
             step: 0, 1, ...
 
         Returns:
-            `loss`, its parts `segmentation` and `image` (of all draws and processes), the gradient's `norm`, and
-            `skipped`: 1 where the gradient was not finite, so that weights were left as they are.
+            `loss`, its parts `segmentation`, `image` and, where there are feature maps, `readout` (of all draws and
+            processes), the gradient's `norm`, and `skipped`: 1 where the gradient was not finite, so that weights were
+            left as they are.
         """
         set_learning_rate(self.optimizer, learning_rate(step, self.config))
         batches = self._with_hidden(draws, step)
@@ -85,9 +86,10 @@ class Learner:
             torch.manual_seed(step_seed(self.config.seed, 9_000_011, step, draw))
             with distributed.gradients(self.objective, exchanged=draw == numbers[-1]):
                 costs.append(self._backward(batch, totals))
-        loss, segmentation, image = distributed.summed(torch.stack(costs).sum(0)).tolist()
+        loss, segmentation, image, readout = distributed.summed(torch.stack(costs).sum(0)).tolist()
         norm = self._move()
-        return {"loss": loss, "norm": norm.item(), "segmentation": segmentation, "image": image,
+        known = {"readout": readout} if self.painter.config.maps else {}
+        return {"loss": loss, "norm": norm.item(), "segmentation": segmentation, "image": image, **known,
                 "skipped": float(not torch.isfinite(norm))}
 
     def _with_hidden(self, draws: Sequence[Episodes], step: int) -> list[tuple[Episodes, Tensor, Tensor]]:
@@ -102,13 +104,13 @@ class Learner:
         return batches
 
     def _backward(self, batch: tuple[Episodes, Tensor, Tensor], totals: Totals | None) -> Tensor:
-        """Add a batch's gradients; its loss, segmentation and image cost as a vector."""
+        """Add a batch's gradients; its loss, segmentation, image and readout cost as a vector."""
         precision = self.config.precision
         with torch.autocast(self.device.type, AUTOCAST[precision], enabled=precision != "fp32"):
             parts = self.objective(*batch, totals)
         # Processes average their gradients, while the costs of all of them add up to that of the step.
         self.scaler.scale(parts["loss"] * distributed.n_processes()).backward()
-        return torch.stack([parts[name].detach() for name in ("loss", "segmentation", "image")])
+        return torch.stack([parts[name].detach() for name in ("loss", "segmentation", "image", "readout")])
 
     def _move(self) -> Tensor:
         """Clip the gradient and move the weights, unless it is not finite; its norm."""

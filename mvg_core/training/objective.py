@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
 from mvg_core.training.episodes import KINDS, Episodes
 from mvg_core.training.losses import decoded_loss, hidden_counts, hidden_weight, painting_loss
+from mvg_core.training.readout_loss import episode_costs
 
 
 class Painter(Protocol):
@@ -57,6 +58,7 @@ class HybridConfig:
         colour_weight: of the smooth-L1 on the colours of segmentations.
         decoded_weight: of Dice + cross-entropy on the decoded colours of segmentations; 0 leaves them out.
         image_weight: of the smooth-L1 on image-to-image targets.
+        readout_weight: of the logarithmic error of readouts, where the network makes feature maps.
         temperature: squared colour distance that counts as one unit of evidence when colours are decoded.
     """
 
@@ -69,6 +71,7 @@ class HybridConfig:
     colour_weight: float = 1.0
     decoded_weight: float = 1.0
     image_weight: float = 5.0
+    readout_weight: float = 0.05
     temperature: float = 0.1
 
 
@@ -158,13 +161,13 @@ def hybrid_loss(
         totals: of the step that this batch is a part of; None: it is the whole step.
 
     Returns:
-        Scalars `loss`, `segmentation`, `image`, each the mean over its episodes (0 where there are none). With
-        `totals`, those of all batches of the step add up to what one batch of all its episodes would cost.
+        Scalars `loss`, `segmentation`, `image`, `readout`, each the mean over its episodes (0 where there are none).
+        With `totals`, those of all batches of the step add up to what one batch of all its episodes would cost.
     """
     painted, prompts = _paint(network, episodes, hidden, masked, config)
     is_segmentation = episodes.kinds == 0
     zero = painted.float().sum() * 0
-    parts = {"segmentation": zero, "image": zero}
+    parts = {"segmentation": zero, "image": zero, "readout": zero}
     if bool(is_segmentation.any()):
         parts["segmentation"] = _segmentation_cost(painted, episodes, hidden, is_segmentation, config, totals)
     if not bool(is_segmentation.all()):
@@ -178,6 +181,9 @@ def hybrid_loss(
         parts["image"] = (parts["image"] + cost) / 2 if totals is None else parts["image"] + cost / 2
     share = is_segmentation.float().mean() if totals is None else totals.segmentations / totals.episodes
     loss = share * parts["segmentation"] + (1 - share) * config.image_weight * parts["image"]
+    if getattr(network, "maps", None) is not None:
+        parts["readout"] = _readout_cost(network, episodes, ~is_segmentation, totals)
+        loss = loss + (1 - share) * config.readout_weight * parts["readout"]
     return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
 
@@ -211,6 +217,13 @@ def _colour_cost(
         episodes.weights[rows, image],
         total_weight=total_weight,
     )
+
+
+def _readout_cost(network: Any, episodes: Episodes, rows: Tensor, totals: Totals | None) -> Tensor:
+    if not bool(rows.any()):  # other processes may have some: all must have gradients
+        return torch.stack([parameter.sum() * 0 for parameter in network.maps.parameters()]).sum()
+    costs = episode_costs(network.maps, episodes.of(rows))
+    return costs.mean() if totals is None else costs.sum() / (totals.episodes - totals.segmentations)
 
 
 def _segmentation_cost(

@@ -14,6 +14,7 @@ from typing import Any
 
 from mvg_core.network.checkpoint import load_network, save_weights
 from mvg_core.network.export import export_onnx
+from mvg_core.training.maps_recipe import STAGE as MAPS
 from mvg_core.training.recipe import STAGES, TRAINING_SETS
 from mvg_core.weights import file_sha256
 
@@ -36,11 +37,8 @@ def make_card(data_folder: Path, records: Sequence[Path], note: str = "") -> dic
     stages = []
     for record in records:
         last = json.loads(record.read_text().splitlines()[-1])
-        config = STAGES[record.parent.name]
-        stages.append({"stage": record.parent.name, "steps": last["step"],
-                       "episodes": last["step"] * config.batch * config.accumulate,
-                       "size": config.episodes.size, "learning_rate": config.learning_rate, "seed": config.seed,
-                       "last_loss": last["loss"]})
+        stage, steps = record.parent.name, last["step"]
+        stages.append({"stage": stage, "steps": steps, **_described(stage, steps), "last_loss": last["loss"]})
     return {
         "name": "mvg_compact", "licence": LICENCE, "intended_use": "research only, no clinical use",
         "training_data": [{"name": name, "licence": listing["licence"], "modality": listing["modality"],
@@ -50,6 +48,16 @@ def make_card(data_folder: Path, records: Sequence[Path], note: str = "") -> dic
         "note": note,
         "objective": dataclasses.asdict(STAGES["finish"].objective),
     }
+
+
+def _described(stage: str, steps: int) -> dict[str, Any]:
+    """Episodes, size, learning rate and seed of so many steps of a stage."""
+    if stage == "maps":
+        n_episodes, size, config = 1 + sum(number for _, number in MAPS.episodes), MAPS.side, MAPS
+    else:
+        config = STAGES[stage]
+        n_episodes, size = config.batch * config.accumulate, config.episodes.size
+    return {"episodes": steps * n_episodes, "size": size, "learning_rate": config.learning_rate, "seed": config.seed}
 
 
 def main() -> None:

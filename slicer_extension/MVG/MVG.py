@@ -57,7 +57,7 @@ class MVGTest(ScriptedLoadableModuleTest):
         sample_data.addPatient(0, [18])
         widget.enter()
         widget.update()
-        self.assertFalse(widget.ui.runButton.isEnabled(), "nothing can run without a reference")
+        self.assertFalse(widget.ui.runButton.property("enabled"), "nothing can run without a reference")
         self.delayDisplay("The panel is complete.")
 
     def test_referenceIsRemembered(self):

@@ -55,7 +55,8 @@ def coreFolder(moduleFolder: Path = MODULE_FOLDER) -> Path:
 
 def missingFiles(core: Path, backend: str = "onnx") -> list[str]:
     """Which weight files a backend lacks, as sentences; empty if all are there."""
-    needed = {"onnx": ("model.pt", "model_prompt.onnx", "model_query.onnx")}.get(backend, ("model.pt",))
+    exported = ("model_prompt.onnx", "model_query.onnx", "model_maps.onnx")
+    needed = ("model.pt", *(exported if backend == "onnx" else ()))
     # A wheel unpacked by hand keeps them in the package.
     folders = (core / "bundle" / "models", core / "mvg_core" / "_weights")
     missing = [name for name in needed if not any((folder / name).is_file() for folder in folders)]

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .widget import MVGWidget
 
 
+READY_TEXT = "Ready: Preview this slice, or Run."
+
+
 class RunPanel:
     """Preview, run, result.
 
@@ -43,6 +46,7 @@ class RunPanel:
         connect(ui.redoButton.clicked, self.redo, "The run cannot be redone.")
         ui.confidenceOpacitySlider.valueChanged.connect(self.setConfidenceOpacity)
         self._opacity = 0.4
+        self._isMissing = False
 
     @property
     def isBusy(self) -> bool:
@@ -122,8 +126,15 @@ class RunPanel:
         self._owner.update()
 
     def warmUp(self) -> None:
-        """Let the references be prepared while the user looks for the next slice."""
-        if self._owner.server.isReady and self._owner.server.mayUpload() and not self.isBusy and not self._problems():
+        """Let the references be prepared while the user looks for the next slice, by a worker that starts meanwhile.
+
+        Nobody is asked anything for that, and nothing is sent to a server that was not agreed to.
+        """
+        if self.isBusy or self._problems():
+            return
+        if not self._owner.server.isReady:
+            self._owner.server.startEarly()
+        elif self._owner.server.hasAgreed:
             self._warmUp = self._owner.logic.warmUp(self.settings())
 
     @property
@@ -210,8 +221,12 @@ class RunPanel:
             button.setToolTip("\n".join(missing) or tip)
         ui.stopButtons.setVisible(isBusy)
         ui.progressBar.setVisible(isBusy)
-        if missing and not isBusy and self.result is None:
-            self._show(missing[0])
+        if not isBusy and self.result is None:
+            if missing:
+                self._show(missing[0])
+            elif self._isMissing:
+                self._show(READY_TEXT)
+            self._isMissing = bool(missing)
         result = self.result
         ui.nextSliceButton.setEnabled(not isBusy and result is not None and bool(result.suggestedSlices))
         hasConfidence = result is not None and result.confidence is not None

@@ -5,6 +5,7 @@ Nothing here waits: `poll` is called from the module's timer.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import slicer.util
 from . import install
 from .client import BackgroundCall, Client
 from .parameters import Computer
-from .worker import DEAD, HUNG, READY, STARTING, Worker
+from .worker import DEAD, HUNG, READY, STARTING, Worker, WorkerError
 
 if TYPE_CHECKING:
     from .widget import MVGWidget
@@ -23,9 +24,17 @@ UPLOAD_QUESTION = """The image and its references will be sent to
 
     {url}
 
-Images can identify a person. Send them only if you are allowed to. Names, dates and other attributes are not sent.
+Images can identify a person. Send them only if you are allowed to. Names, dates and other attributes are not \
+sent.{notes}
 
 Send them to this server until Slicer is closed?"""
+PLAIN_NOTE = """
+
+The connection is not encrypted (http): whoever is on the way can read the images and the key. Use an address that \
+begins with https."""
+TUNNEL_NOTE = """
+
+The address is one of this computer; but if a tunnel leads from it to another one, the images go there."""
 
 
 class ServerPanel:
@@ -72,8 +81,9 @@ class ServerPanel:
     def test(self) -> None:
         """Connect, or connect again, and say what is there; sends no image."""
         self.disconnect(keepWorker=True)
-        self._tell("Connecting...")
         self._connect()
+        if self._question is not None:
+            self._tell("Connecting...")
 
     def restart(self) -> None:
         """End the worker if it is ours, and connect again."""
@@ -104,6 +114,17 @@ class ServerPanel:
             self._waiting.clear()
             raise
         return True
+
+    def startEarly(self) -> None:
+        """Start the worker of this computer, if it can be: the first preview then need not wait for it."""
+        if self._isLocal and self.client is None and not self.error:
+            with contextlib.suppress(install.InstallError, WorkerError):  # told when somebody wants to compute
+                self._connect()
+
+    @property
+    def hasAgreed(self) -> bool:
+        """Whether images may be sent to what is connected, without asking."""
+        return self._isLocal or (self.client is not None and self.client.url in self._agreed)
 
     @property
     def isReady(self) -> bool:
@@ -172,13 +193,15 @@ class ServerPanel:
         return "torch" if self._owner.parameters.computer == Computer.localTorch else "onnx"
 
     def mayUpload(self) -> bool:
-        """Ask before the first image goes to a server that is not this machine."""
+        """Ask before the first image goes to a server, wherever its address seems to lead."""
         if self._isLocal:
             return True
         client = self._remoteClient()
-        if client.isLocal or client.url in self._agreed:
+        if client.url in self._agreed:
             return True
-        if not slicer.util.confirmYesNoDisplay(UPLOAD_QUESTION.format(url=client.url), "MVG - Send images?"):
+        notes = TUNNEL_NOTE if client.isLocal else PLAIN_NOTE if client.url.lower().startswith("http:") else ""
+        question = UPLOAD_QUESTION.format(url=client.url, notes=notes)
+        if not slicer.util.confirmYesNoDisplay(question, "MVG - Send images?"):
             return False
         self._agreed.add(client.url)
         self._owner.log(f"Images may be sent to {client.url} until Slicer is closed.")
@@ -227,7 +250,8 @@ class ServerPanel:
                 self._ask(worker.client)
             elif self.error and before == HUNG:
                 self.error = ""
-                self._tell("It answers again.")
+                self._ask(worker.client)
+                self._tell("It answers again.", log=True)
         elif state in (HUNG, DEAD) and not self.error:
             self._lost(worker.error, worker.log(5))
 
@@ -250,18 +274,21 @@ class ServerPanel:
         waiting, self._waiting = self._waiting, []
         for then in waiting:
             self._owner.guarded(then, "It could not be started.")
+        if self._isLocal and not waiting:
+            self._owner.run.warmUp()
 
     def _lost(self, reason: str, details: str = "") -> None:
         """Say why there is no connection; what is in the scene stays."""
         self._waiting.clear()
         self.client, self.error = None, reason or "It ended unexpectedly."
         self._owner.logic.client = None
-        remedy = "Press Restart." if self._isLocal else "Check address and key, then Test connection."
+        remedy = "Press Restart." if self._isLocal else "Then press Test connection."
         self._tell(f"{_sentence(self.error)} {remedy}", log=True)
         if details:
             self._owner.log(details)
         self._ui.serverCollapsibleButton.setProperty("collapsed", False)
-        self._owner.warn(f"{_sentence(self.error)} {remedy} Slices that came in before are kept.")
+        kept = " Slices that came in before are kept." if self._owner.run.isBusy else ""
+        self._owner.warn(f"{_sentence(self.error)} {remedy}{kept}")
 
     def _tell(self, text: str, log: bool = False) -> None:
         self._ui.connectionLabel.setText(text)

@@ -43,7 +43,7 @@ class MVGWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.isClosed = False
         self._guiTag: Any = None
-        self._updating = False
+        self._updating = self._isBetweenScenes = False
 
     def setup(self) -> None:
         """Build the panel."""
@@ -90,8 +90,8 @@ class MVGWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """The application closes, or the module is loaded again."""
         self.isClosed = True
         self._timer.stop()
+        self._leaveParameters()
         self.removeObservers()
-        self.parameters.disconnectGui(self._guiTag)
         self.endRun()
         self.server.disconnect()
         self.references.cleanup()
@@ -108,18 +108,21 @@ class MVGWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # --- scene and parameters ---
 
     def onSceneStartClose(self, *_: Any) -> None:
-        """End what runs before its nodes are gone."""
+        """End what runs before its nodes are gone, and leave the choices alone: Slicer empties their node."""
         self.endRun()
         self.run.forget()
         self.logic.cleanup()
+        self._leaveParameters()
+        self._isBetweenScenes = True
 
     def onSceneEndClose(self, *_: Any) -> None:
         """Another scene: its own parameters and references."""
         client = self.logic.client
         self.logic.cleanup()
         self.logic = MVGLogic(slicer.mrmlScene, client)
-        self.parameters.disconnectGui(self._guiTag)
+        self._leaveParameters()
         self.parameters = MVGParameterNode(_parameterNode())
+        self._isBetweenScenes = False
         self._connectParameters()
         self.references.observe()
         self.refreshViews()
@@ -129,10 +132,7 @@ class MVGWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Something was chosen."""
         if self._updating:
             return
-        chosen = (self.parameters.computer, self.parameters.serverUrl)
-        if chosen != self._computer:
-            self._computer = chosen
-            self.server.disconnect()
+        if self._takeComputer():
             self.server.update()
         if self.parameters.showConfidence != self._wasShown:
             self._wasShown = self.parameters.showConfidence
@@ -197,6 +197,8 @@ class MVGWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def poll(self) -> None:
         """Look at everything that is under way; called by the timer."""
+        if self._isBetweenScenes:
+            return
         self.guarded(self.server.poll, "The worker cannot be reached.")
         if not self.guarded(self.run.poll, "The run cannot be followed any more."):
             self.run.abandon()  # once, not at every tick
@@ -209,7 +211,7 @@ class MVGWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def update(self) -> None:
         """Enable and show what can be used now."""
-        if self._updating or self.isClosed:
+        if self._updating or self.isClosed or self._isBetweenScenes:
             return
         self._updating = True
         try:
@@ -271,12 +273,27 @@ class MVGWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _connectParameters(self) -> None:
         self._guiTag = self.parameters.connectGui(self.ui)
-        self.removeObservers(self.onParameters)
         self.addObserver(self.parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
         self.ui.holeSegmentSelector.setCurrentNode(self.parameters.holeSegmentation)
-        self._computer = (self.parameters.computer, self.parameters.serverUrl)
         self._wasShown = self.parameters.showConfidence
+        self._takeComputer()
         self.server.update()
+
+    def _leaveParameters(self) -> None:
+        """Tie the panel to no choices."""
+        if self._guiTag is not None:
+            self.parameters.disconnectGui(self._guiTag)
+            self._guiTag = None
+        self.removeObservers(self.onParameters)
+
+    def _takeComputer(self) -> bool:
+        """Leave a connection to another computer than the one that is chosen; whether it is another one."""
+        chosen = (self.parameters.computer, self.parameters.serverUrl)
+        if chosen == self._computer:
+            return False
+        self._computer = chosen
+        self.server.disconnect()
+        return True
 
     def _shownVolume(self) -> Any:
         """The volume that the chosen view shows; None if it shows none."""

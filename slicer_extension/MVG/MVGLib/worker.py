@@ -237,9 +237,12 @@ class Worker:
         if process is None:
             return
         if sys.platform == "win32":
-            for pid in {process.pid, self.pid or process.pid}:
-                subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, check=False)
+            # Only while it lives, when nothing else can have its number. A server whose launcher is gone ends by
+            # itself, because nobody holds its input any more.
+            if process.poll() is None:
+                _taskkill(process.pid)
+                with contextlib.suppress(OSError):  # if that failed: at least the process itself
+                    process.kill()
         else:
             # Its own group and session: children stay in it when their parent is gone.
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -256,6 +259,14 @@ class Worker:
         self._process = self._files = self._question = self.client = self.pid = None
         if not keepLog:
             self._log = ""
+
+
+def _taskkill(pid: int) -> None:
+    """End a process of Windows and its children. A console of its own would flash up; others may lie in the folder."""
+    program = os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "taskkill.exe")
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run([program, "/F", "/T", "/PID", str(pid)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                       stderr=subprocess.DEVNULL, creationflags=subprocess.CREATE_NO_WINDOW, timeout=END_S, check=False)
 
 
 def _ownGroup() -> dict[str, Any]:

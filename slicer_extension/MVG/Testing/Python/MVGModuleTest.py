@@ -28,9 +28,7 @@ class MVGModuleTest(unittest.TestCase):
 
     def showSlice(self, number):
         """Let the red view show an axial slice."""
-        from MVGLib.geometry import SlicePosition
-
-        self.widget.logic.jumpTo(self.widget.sliceNode(), self.volume, SlicePosition(2, number))
+        self.widget.logic.jumpTo(self.widget.sliceNode(), self.volume, 2, number)
 
     def addReference(self):
         self.parameters.queryVolume, self.parameters.labelSegmentation = self.volume, self.labels
@@ -42,11 +40,11 @@ class MVGModuleTest(unittest.TestCase):
         from MVGLib.parameters import Plane, Preset, Task
 
         self.parameters.task = Task.denoising
-        self.assertEqual(self.widget.ui.taskComboBox.currentText, Task.denoising.label())
+        self.assertEqual(self.widget.ui.taskComboBox.property("currentText"), Task.denoising.label())
         self.widget.ui.presetComboBox.setCurrentIndex(list(Preset).index(Preset.balanced))
         self.assertEqual(self.parameters.preset, Preset.balanced)
         self.parameters.plane = Plane.coronal
-        self.assertEqual(self.widget.ui.planeComboBox.currentText, Plane.coronal.label())
+        self.assertEqual(self.widget.ui.planeComboBox.property("currentText"), Plane.coronal.label())
         self.widget.ui.allSlicesCheckBox.setChecked(False)
         self.assertFalse(self.parameters.allSlices)
         self.parameters.queryVolume = self.volume
@@ -69,7 +67,7 @@ class MVGModuleTest(unittest.TestCase):
         slicer.mrmlScene.Clear(0)
         slicer.app.processEvents()
         self.assertEqual(self.widget.logic.references.entries, [])
-        self.assertFalse(self.widget.ui.runButton.isEnabled())
+        self.assertFalse(self.widget.ui.runButton.property("enabled"))
 
     def test_key_of_a_server_is_not_in_the_scene(self):
         self.widget.ui.serverKeyLineEdit.setText("secret-key")
@@ -90,9 +88,10 @@ class MVGModuleTest(unittest.TestCase):
         end, longest, last = time.monotonic() + 180, 0.0, time.monotonic()
         while self.widget.run.isBusy and time.monotonic() < end:
             slicer.app.processEvents()
+            time.sleep(0.01)
             longest, last = max(longest, time.monotonic() - last), time.monotonic()
         self.assertIsNotNone(self.widget.run.result, "no result")
-        self.assertEqual(len(self.widget.run.result.slicesDone), 7)
+        self.assertEqual(self.widget.run.result.slicesDone, [15, 16, 17, 19, 20, 21], "all but the labelled one")
         self.assertLess(longest, 1.0, "the application stood still")
         self.widget.run.undo()
         self.assertEqual(len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")), 1)
