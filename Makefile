@@ -86,7 +86,7 @@ test-label:  ## the tests of the MONAI Label app, against real server processes 
 		$(MAKE) --no-print-directory label-env && $(LABEL)/python -m pytest tests_label -p no:cacheprovider $(LABEL_ARGS); \
 	else echo "test-label SKIPPED: MONAI Label needs Python 3.11 or 3.12, and there is none"; fi
 
-benchmark-label: label-env  ## time and memory of the MONAI Label server (five minutes)
+benchmark-label: label-env  ## time and memory of the MONAI Label server (a quarter of an hour)
 	$(LABEL)/python benchmarks/label_server.py $(ARGS)
 
 lint: venv  ## ruff
