@@ -99,7 +99,7 @@ typecheck: venv  ## pyright, for the oldest and the newest supported Python
 check-size: venv  ## refuse a repository that has grown too large to clone
 	$(BIN)/python scripts/check_size.py
 
-train: venv  ## train the shipped network on ../shared/data; interrupted runs are resumed (ARGS="..." are passed on)
+train: venv  ## train the shipped networks on ../shared/data; interrupted runs are resumed (ARGS="..." are passed on)
 	$(BIN)/python -m mvg_core.training.recipe start --data $(TRAINING_DATA) --out runs/start $(ARGS)
 	$(BIN)/python -m mvg_core.training.recipe middle --data $(TRAINING_DATA) --out runs/middle \
 		--initial runs/start/weights.pt $(ARGS)
@@ -107,6 +107,7 @@ train: venv  ## train the shipped network on ../shared/data; interrupted runs ar
 		--initial runs/middle/weights.pt $(ARGS)
 	$(BIN)/python -m mvg_core.training.maps_recipe --data $(TRAINING_DATA) --out runs/maps \
 		--initial runs/finish/weights.pt
+	$(BIN)/python -m mvg_core.training.reader_recipe --data $(TRAINING_DATA) --out runs/reader
 
 benchmark: venv  ## every method on the test lists, resumable (hours); quick: ARGS="--list validation --limit 3"
 	$(BIN)/python -m benchmarks.protocol all --data $(TRAINING_DATA) $(ARGS)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from engine_runs import EVIDENCE, REMOTENESS, Run, all_runs, configurations
 from scipy.stats import rankdata
 
+from mvg_core.backends import weights_sha256
 from mvg_core.engine.calibration import CONSTANTS, KINDS, Calibration, Curve, Kind, log_odds
 from mvg_core.evaluation.calibration import N_BINS, Reliability
 from mvg_core.predict import Predictor
@@ -57,7 +58,7 @@ def main() -> None:
     for run in all_runs(predictor, options.data, options.limit, PRESETS_TO_FIT):
         print(f"{run.use}: {run.case}, {run.config}: Dice {run.dice:.3f}", flush=True)
         runs.append(run)
-    report(runs, predictor.backend.checkpoint_sha256, dry=options.dry)
+    report(runs, weights_sha256(predictor.backend), dry=options.dry)
 
 
 def report(runs: Sequence[Run], weights_sha256: str, *, dry: bool = False) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from engine_runs import DEMONS, REGISTRATION, USES, Run, all_runs, configurations, source_sha256
 
+from mvg_core.backends import weights_sha256
 from mvg_core.engine.config import PRESETS
 from mvg_core.evaluation.statistics import mean_over_subjects, paired_difference
 from mvg_core.predict import Predictor
@@ -53,7 +54,7 @@ def main() -> None:
         print(f"{run.use}: {run.case}, {run.config}: Dice {run.dice:.3f}, {run.cpu_s:.1f} s", flush=True)
         runs.append(run)
     rows = rows_of(runs)
-    report = {"weights_sha256": predictor.backend.checkpoint_sha256, "source_sha256": source_sha256(),
+    report = {"weights_sha256": weights_sha256(predictor.backend), "source_sha256": source_sha256(),
               "threads": options.threads, "rows": rows,
               "runs": [{"use": run.use, "case": run.case, "subject": run.subject, "config": run.config,
                         "dice": run.dice, "cpu_s": run.cpu_s} for run in runs]}

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from scipy.ndimage import binary_dilation, iterate_structure
 
 import mvg_core
+from mvg_core.backends import weights_sha256
 from mvg_core.demons import chain
 from mvg_core.engine.answer import VolumeAnswer
 from mvg_core.engine.calibration import (
@@ -65,9 +66,11 @@ REMOTENESS = np.append(_EDGES - 0.125, 2.29)
 N_ZONES = 1 + 2 * len(REMOTENESS)
 """Where labels were found; background in the band by remoteness; background outside the band by remoteness."""
 REGISTRATION, DEMONS = "registration alone", "demons chained, whole slices"
-SOURCES = ("engine/answer.py", "engine/consensus.py", "engine/fields.py", "engine/painter.py", "engine/propagation.py",
-           "engine/quality.py", "engine/segmentation.py", "engine/transfer.py", "backends.py", "cleanup.py",
-           "codecs.py", "demons.py", "intensity.py", "predict.py", "registration", "slices.py", "tuning.py")
+SOURCES = ("engine/answer.py", "engine/consensus.py", "engine/fields.py", "engine/locating.py", "engine/painter.py",
+           "engine/propagation.py", "engine/quality.py", "engine/reading.py", "engine/segmentation.py",
+           "engine/subject.py", "engine/transfer.py", "backends.py", "cleanup.py", "codecs.py", "demons.py",
+           "intensity.py", "label_reader.py", "label_readout.py", "predict.py", "reader_backends.py", "registration",
+           "slices.py", "tuning.py")
 """What decides an answer; other files may change without any run being repeated."""
 
 
@@ -125,14 +128,17 @@ def configurations() -> dict[str, tuple[EngineConfig, Where]]:
         "prior fused only": ({"prior": "fuse"}, always),
         "prior draft and fused": ({"prior": "both"}, always),
         "never stops": ({"stop_after": 0}, slices),
-        "n_prompts 1": ({"n_prompts": 1}, many),
-        "n_prompts 3": ({"n_prompts": 3}, many),
-        "n_prompts 16": ({"n_prompts": 16}, many),
+        "painted only": ({"reading": 0.0, "own_reading": 0.0}, always),
+        "painted only, n_prompts 1": ({"reading": 0.0, "n_prompts": 1}, many),
+        "painted only, 2 answers averaged": ({"reading": 0.0, "ensemble": 2}, many),
+        "half painted": ({"reading": 0.5}, subjects),
+        "read only": ({"own_reading": 1.0}, slices),
+        "1 pass": ({"passes": 1}, subjects),
         "2 passes": ({"passes": 2}, subjects),
-        "2 answers averaged": ({"ensemble": 2}, many),
         "3 planes": ({"planes": 3}, cubes),
         "largest component": ({"largest_component": True}, always),
-        "tuned 30 steps": ({"tuning": 30}, lambda use: use.n_references < 2),
+        "tuned 30 steps": ({"tuning": 30}, slices),
+        "half painted, tuned 100 steps": ({"reading": 0.5, "tuning": 100}, subjects),
     }
     found: dict[str, tuple[EngineConfig, Where]] = {name: (config, always) for name, config in PRESETS.items()}
     base = PRESETS["balanced"]
@@ -429,7 +435,7 @@ def _runs_of(predictor: Predictor, data: Path, use: Use, case: Case, chosen: Map
     for name, (config, where) in chosen.items():
         if not where(use):
             continue
-        described = {"weights": predictor.backend.checkpoint_sha256, "source": source, "config": config.to_json(),
+        described = {"weights": weights_sha256(predictor.backend), "source": source, "config": config.to_json(),
                      "use": use.name, "case": case.name, "name": name}
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         path = OUT / f"{digest[:24]}.json"

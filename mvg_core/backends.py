@@ -5,6 +5,7 @@ Shape letters: B slices, S prompts, H W pixels (multiples of 16).
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mvg_core.precision import Precision, checked_precision, torch_precision
+from mvg_core.reader_backends import ONNX_OUTLINES, ONNX_TERMS, OnnxReader, Reader, load_reader, reader_beside
 from mvg_core.readout import Prior
 from mvg_core.weights import WeightsError, check_checksum, checksum_record, file_sha256, find_weights, onnx_folders
 
@@ -69,6 +71,29 @@ class Backend(Protocol):
         ...
 
 
+def reader_of(backend: Backend) -> Reader | None:
+    """What reads label maps beside a backend; None if its weights come without."""
+    return getattr(backend, "reader", None)
+
+
+def reader_sha256(backend: Backend) -> str:
+    """Of the weight file of what reads label maps beside a backend; empty if its weights come without."""
+    reader = reader_of(backend)
+    return "" if reader is None else reader.checkpoint_sha256
+
+
+def weights_sha256(backend: Backend) -> str:
+    """One checksum of all weights that answer: of the network's alone, or of its and its reader's together."""
+    return together(backend.checkpoint_sha256, reader_sha256(backend))
+
+
+def together(network_sha256: str, reader_sha256: str) -> str:
+    """One checksum for those of two weight files, of which the second may be missing (empty)."""
+    if not reader_sha256:
+        return network_sha256
+    return hashlib.sha256(f"{network_sha256}+{reader_sha256}".encode()).hexdigest()
+
+
 class MapBackend(Backend, Protocol):
     """One whose network may make feature maps, too."""
 
@@ -91,6 +116,7 @@ class TorchBackend:
         device: torch device; `auto` takes a GPU if there is one.
         checkpoint_sha256: of its weight file.
         precision: see `Precision`; the weights stay in single precision.
+        reader: reads label maps beside it, if its weights come with one; on the same device.
 
     Attributes:
         precision: in which it computes, `fp32` or `bf16`.
@@ -102,7 +128,7 @@ class TorchBackend:
     name = "torch"
 
     def __init__(self, network: Any, device: str = "auto", checkpoint_sha256: str = "",
-                 precision: Precision = "fp32") -> None:
+                 precision: Precision = "fp32", reader: Reader | None = None) -> None:
         import torch
 
         if device == "auto":
@@ -116,7 +142,7 @@ class TorchBackend:
         self.precision: Precision = torch_precision(precision, self.device)
         self.size = int(network.config.size)
         self.card: dict[str, Any] = dict(network.card)
-        self.checkpoint_sha256 = checkpoint_sha256
+        self.checkpoint_sha256, self.reader = checkpoint_sha256, reader
 
     @property
     def network(self) -> Any:
@@ -214,6 +240,7 @@ class OnnxBackend:
             raise WeightsError(f"{ONNX_PROMPT} and {ONNX_QUERY} in {folder} were made from another {weights} than the "
                                "one beside them: run `mvg export-onnx` again")
         self.prior = None if self._maps is None else self._prior(self._maps)
+        self.reader: Reader | None = None
         self.size = int(json.loads(network)["size"])
         self.card: dict[str, Any] = json.loads(card)
         self._names = [output.name for output in self._prompt.get_outputs()]
@@ -291,7 +318,11 @@ def _load_torch(path: Path, device: str, threads: int | None, precision: Precisi
     if network.config.architecture != "compact":
         raise CheckpointError(f"{path} holds a {network.config.architecture!r} network: prediction needs a 'compact' "
                               "one, which encodes prompts on their own")
-    return TorchBackend(network, device, file_sha256(path), precision)
+    backend = TorchBackend(network, device, file_sha256(path), precision)
+    beside = reader_beside(path)
+    if beside is not None:
+        backend.reader = load_reader(beside, backend.device, backend.precision)
+    return backend
 
 
 def _load_onnx(path: Path, device: str, threads: int | None) -> OnnxBackend:
@@ -304,9 +335,38 @@ def _load_onnx(path: Path, device: str, threads: int | None) -> OnnxBackend:
     for folder in found:
         backend = OnnxBackend(folder, device, threads)
         if backend.checkpoint_sha256 == expected:
+            beside = reader_beside(path)
+            backend.reader = None if beside is None else onnx_reader(folder, beside, device, threads)
             return backend
     raise WeightsError(f"the ONNX files in {', '.join(map(str, found))} were made from other weights than {path}: run "
                        "`mvg export-onnx` again")
+
+
+def onnx_reader(folder: Path, weights: Path, device: str, threads: int | None) -> OnnxReader:
+    """The reader in ONNX Runtime, whose files must have been made from its weight file.
+
+    Args:
+        folder: holds the files and the records of their checksums.
+        weights: the weight file.
+        device: see `OnnxBackend`.
+        threads: see `OnnxBackend`.
+
+    Raises:
+        WeightsError: a file is missing, damaged, or made from other weights.
+    """
+    check_checksum(weights)
+    expected, providers = file_sha256(weights), _onnx_providers(device)
+    terms, outlines = (_onnx_session(folder / name, providers, threads) for name in (ONNX_TERMS, ONNX_OUTLINES))
+    for name, session in ((ONNX_TERMS, terms), (ONNX_OUTLINES, outlines)):
+        if session.get_modelmeta().custom_metadata_map.get("mvg_checkpoint_sha256") != expected:
+            raise WeightsError(f"{name} in {folder} was made from other weights than {weights}: run `mvg export-onnx` "
+                               "again")
+    source = terms.get_modelmeta().custom_metadata_map[ONNX_METADATA[-1]]
+    # Numbers are read from the file beside them, wherever the weights were found.
+    if source and file_sha256(folder / Path(source).name) != expected:
+        raise WeightsError(f"{ONNX_TERMS} and {ONNX_OUTLINES} in {folder} were made from another {source} than the one "
+                           "beside them: run `mvg export-onnx` again")
+    return OnnxReader(terms, outlines, expected)
 
 
 def _available(backend: BackendChoice) -> Literal["torch", "onnx"]:

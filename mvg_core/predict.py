@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mvg_core import __version__
-from mvg_core.backends import Backend, BackendChoice, Encoded, load_backend
+from mvg_core.backends import Backend, BackendChoice, Encoded, load_backend, reader_of, reader_sha256
 from mvg_core.codecs import (
     MAX_LABELS_PER_PASS,
     LabelCodec,
@@ -33,6 +33,8 @@ from mvg_core.codecs import (
 from mvg_core.holes import fill_slices
 from mvg_core.image_painter import ImagePainter, image_painter, prior_of
 from mvg_core.intensity import IntensityScaling, check_finite, looks_like_ct
+from mvg_core.label_reader import LabelReading
+from mvg_core.label_readout import LabelMoments
 from mvg_core.memory import Work, room
 from mvg_core.precision import Precision
 from mvg_core.prompts import Prompt, Support, nearest
@@ -59,6 +61,11 @@ CT_IMAGE_WINDOW_HU = (-1000.0, 1000.0)
 """Image-to-image tasks on CT see everything from air to bone; soft-tissue windows are for segmentation."""
 PIXEL_MULTIPLE = 16
 BLOCK = 8
+READING = 0.5
+"""Share of the readout in a segmentation, where the weights come with a reader."""
+_KEPT_MOMENTS = 256
+N_READ = 24
+"""Most prompts whose sums serve one slice: that costs next to nothing once they were made."""
 Progress = Callable[[int, int], None]
 Labels = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
 
@@ -99,6 +106,7 @@ class Predictor:
             help or hurt; None leaves the network as it is, a number stands for so many steps. Where a readout
             answers, nothing is tuned: it is fitted to the prompts in any case.
         readout: answers image-to-image tasks by a readout of feature maps, if the network makes such; False paints.
+        reading: share of the readout in segmentations, 0 to 1, if the weights come with a reader; the rest is painted.
 
     Attributes:
         tuned: what `tuning` did to this predictor's network; None if it was not tuned.
@@ -106,18 +114,20 @@ class Predictor:
 
     def __init__(self, backend: Backend, *, n_prompts: int = 3, palette: PaletteKind = "wide",
                  cached_prompts: int = 32, block: int | None = None, tuning: TuningConfig | int | None = None,
-                 max_memory_mb: float | None = None, readout: bool = True) -> None:
+                 max_memory_mb: float | None = None, readout: bool = True, reading: float = READING) -> None:
         if block is None:
             block = BLOCK // 2 if str(getattr(backend, "device", "cpu")) == "cpu" else BLOCK
         for name, number in (("n_prompts", n_prompts), ("cached_prompts", cached_prompts), ("block", block),
                              ("max_memory_mb", 1 if max_memory_mb is None else max_memory_mb)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
+        if not 0 <= reading <= 1:
+            raise ValueError(f"reading must be from 0 to 1, got {reading}")
         self.backend = backend
         self.palette: PaletteKind = palette
         self.n_prompts, self.cached_prompts, self.block = n_prompts, cached_prompts, block
         self.tuning = TuningConfig(tuning) if isinstance(tuning, int) else tuning
-        self.max_memory_mb, self.readout = max_memory_mb, readout
+        self.max_memory_mb, self.readout, self.reading = max_memory_mb, readout, reading
         self.tuned: dict[str, Any] | None = None
 
     @classmethod
@@ -187,7 +197,8 @@ class Predictor:
             return images, None
         labels, confidence = np.empty(queries.shape, np.uint8), np.empty(queries.shape, np.float32)
         for numbers, prompts in blocks:
-            decoded = [_decide(p, codec) for p, codec in painter.probabilities(queries[numbers], prompts)]
+            where = None if positions is None else float(np.mean([positions[number] for number in numbers]))
+            decoded = [_decide(p, codec) for p, codec in painter.probabilities(queries[numbers], prompts, where)]
             labels[numbers], confidence[numbers] = merge_groups(decoded or [_background(queries[numbers].shape)])
         return labels, confidence
 
@@ -296,6 +307,10 @@ class _Painter:
         self._merged: Recent[Encoded] = Recent(n_groups)
         self._prompts: Recent[Prompt] = Recent(predictor.n_prompts)
         self._labels: dict[int, set[int]] = {}
+        reader = reader_of(self._backend) if self._codecs else None
+        self._share = 0.0 if reader is None else predictor.reading
+        self._reading = LabelReading(reader, sorted(labels)) if reader is not None and self._share else None
+        self._moments: Recent[LabelMoments] = Recent(_KEPT_MOMENTS)
 
     def blocks(self, numbers: Iterable[int], positions: Sequence[float | None]) -> Iterator[tuple[list[int],
                                                                                                   tuple[int, ...]]]:
@@ -309,14 +324,40 @@ class _Painter:
             for start in range(0, len(waiting), self._block):
                 yield waiting[start : start + self._block], prompts
 
-    def probabilities(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...]) -> Iterator[tuple[
-            npt.NDArray[np.float32], LabelCodec]]:
-        """For each group with labels that the prompts show: probabilities (B, S, S, 1 + L) and their codec."""
-        shown = set().union(*(self._labels_of(index) for index in prompts))
+    def probabilities(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...],
+                      position: float | None = None) -> Iterator[tuple[npt.NDArray[np.float32], LabelCodec]]:
+        """For each group with labels that the prompts show: probabilities (B, S, S, 1 + L) and their codec.
+
+        Args:
+            queries: (B, S, S) in [0, 1].
+            prompts: that serve them.
+            position: of the queries, about; None if unknown.
+        """
+        served = prompts if self._reading is None else nearest(self._positions, position, N_READ)
+        shown = set().union(*(self._labels_of(index) for index in (*prompts, *served)))
+        read = self._read(queries, served)
         for group, codec in enumerate(self._codecs):
             known = restricted(codec, shown)
-            if known is not None:
-                yield known.probabilities(self._painted(queries, prompts, group)), known
+            if known is None:
+                continue
+            painted = known.probabilities(self._painted(queries, prompts, group)) if self._share < 1 else None
+            yield _mixed(painted, None if read is None else _of_labels(read, known.labels), self._share), known
+
+    def _read(self, queries: npt.NDArray[np.float32], prompts: Sequence[int]
+              ) -> dict[int, npt.NDArray[np.float32]] | None:
+        """Probabilities (B, S, S) of every label that is read; None where nothing is."""
+        reading = self._reading
+        if reading is None:
+            return None
+        merged = LabelMoments.sum([self._moments.get(index, lambda index=index: self._moments_of(index))
+                                   for index in prompts])
+        found = reading.read(queries, merged)
+        return {label: found[..., row] for row, label in enumerate(reading.labels, start=1)}
+
+    def _moments_of(self, index: int) -> LabelMoments:
+        assert self._reading is not None
+        prompt = self._prompt(index)
+        return self._reading.encode(prompt.image, prompt.label)
 
     def image(self, queries: npt.NDArray[np.float32], prompts: tuple[int, ...],
               holes: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float32]:
@@ -345,6 +386,22 @@ class _Painter:
         if index not in self._labels:
             self._labels[index] = labels_of(self._prompt(index))
         return self._labels[index]
+
+
+def _of_labels(read: dict[int, npt.NDArray[np.float32]], labels: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Probabilities (..., 1 + L) of everything else and of some of the labels that were read."""
+    named = np.stack([read[label] for label in labels], axis=-1)
+    return np.concatenate([1 - named.sum(axis=-1, keepdims=True), named], axis=-1)
+
+
+def _mixed(painted: npt.NDArray[np.float32] | None, read: npt.NDArray[np.float32] | None, share: float
+           ) -> npt.NDArray[np.float32]:
+    """What was painted and what was read, of which there is one at least."""
+    if painted is None or read is None:
+        found = read if painted is None else painted
+        assert found is not None
+        return found
+    return np.float32(1 - share) * painted + np.float32(share) * read
 
 
 def _decide(probabilities: npt.NDArray[np.float32], codec: LabelCodec) -> Labels:
@@ -413,7 +470,8 @@ class _VolumeRun:
         labels = np.zeros(self.query.geometry.shape, np.uint8)
         confidence = np.zeros(self.query.geometry.shape, np.float32)
         for numbers, queries, prompts in self._blocks(self.query.array):
-            groups = list(self._painter.probabilities(queries, prompts))
+            where = float(np.mean(self.plan.relative_positions[numbers]))
+            groups = list(self._painter.probabilities(queries, prompts, where))
             for k, number in enumerate(numbers):
                 decoded = [_decide(self.plan.restore_slice(p[k]), codec) for p, codec in groups]
                 label, sure = merge_groups(decoded or [_background(_slice(labels, self.plan, number).shape)])
@@ -447,6 +505,7 @@ class _VolumeRun:
             "intensity": self._scaling.to_json(), "prompts": self._described_prompts(), "seconds": round(seconds, 3),
             "seconds_per_slice": round(seconds / n_slices, 4), "tuning": self.tuned, "warnings": self.warnings,
             "backend": self._backend.name, "checkpoint_sha256": self._backend.checkpoint_sha256,
+            "reader_sha256": reader_sha256(self._backend),
             "versions": {"mvg-core": __version__, "python": platform.python_version(), "numpy": np.__version__}}
 
     def _described_prompts(self) -> list[dict[str, Any]]:

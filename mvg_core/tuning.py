@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mvg_core.backends import Backend, MissingBackendError, TorchBackend
+from mvg_core.backends import Backend, MissingBackendError, TorchBackend, reader_of
 from mvg_core.codecs import LabelCodec, PaletteKind, label_groups
 from mvg_core.prompts import Prompt, Support
 
@@ -113,7 +113,7 @@ def tuned_backend(backend: Backend, support: Support, config: TuningConfig, *, p
     network, losses = tune_network(network, lessons(chosen, support, palette), config, n_prompts=n_prompts,
                                    progress=progress)
     tuned = TorchBackend(network, str(getattr(backend, "device", "auto")), backend.checkpoint_sha256,
-                         getattr(backend, "precision", "fp32"))
+                         getattr(backend, "precision", "fp32"), reader_of(backend))
     fifth = max(1, len(losses) // 5)
     return tuned, {"steps": config.steps, "prompts": len(chosen), "adapters": config.adapters,
                    "seconds": round(time.perf_counter() - started, 2),

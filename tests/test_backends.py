@@ -28,7 +28,7 @@ from mvg_core.backends import (
     load_backend,
 )
 from mvg_core.cli import app
-from mvg_core.network import export
+from mvg_core.network import export, onnx_storage
 from mvg_core.network.checkpoint import load_network
 from mvg_core.network.config import NetworkConfig
 from mvg_core.network.errors import CheckpointError
@@ -239,7 +239,7 @@ def test_only_networks_that_encode_prompts_on_their_own_can_predict(tmp_path: Pa
     path = write_weights(tmp_path / "vit.pt", VIT)
     with pytest.raises(CheckpointError, match=r"vit\.pt holds a 'vit' network: prediction needs a 'compact' one"):
         Predictor.load(path)
-    with pytest.raises(ValueError, match="a 'vit' network cannot be exported in two parts"):
+    with pytest.raises(ValueError, match="a 'vit' network cannot be exported in parts"):
         export_onnx(tiny_network(VIT), tmp_path)
 
 
@@ -264,7 +264,7 @@ def test_beside_its_weight_file_an_export_holds_no_weights_and_says_the_same(fol
     for name in (ONNX_PROMPT, ONNX_QUERY):
         initial = onnx.load(sharing / name, load_external_data=False).graph.initializer
         inside, outside = ([one for one in initial if bool(one.external_data) is kind] for kind in (False, True))
-        assert max(int(np.prod(one.dims)) for one in inside) < export.LEAST_HALVED
+        assert max(int(np.prod(one.dims)) for one in inside) < onnx_storage.LEAST_HALVED
         places = [entry.value for one in outside for entry in one.external_data if entry.key == "location"]
         assert set(places) == {"model.pt"}
     alone, together = OnnxBackend(folder, "cpu", 1), OnnxBackend(sharing, "cpu", 1)
@@ -372,7 +372,7 @@ def test_a_damaged_file_is_noticed_and_so_is_one_that_cannot_be_checked(folder: 
 
 def test_weights_that_half_precision_holds_are_stored_so_and_change_no_bit(folder: Path, tmp_path: Path,
                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_store_halves", lambda *_: None)
+    monkeypatch.setattr(export, "store_halves", lambda *_: None)
     export_onnx(load_network(folder / "model.pt"), tmp_path)
     image, label, queries = randoms(32, 32), randoms(32, 32, 3), randoms(2, 32, 32)
     small, large = OnnxBackend(folder, "cpu", 1), OnnxBackend(tmp_path, "cpu", 1)
@@ -392,7 +392,7 @@ def test_weights_that_need_single_precision_keep_it(tmp_path: Path) -> None:
               for name, array in (("exact", exact), ("fine", fine), ("small", small), ("huge", huge))]
     graph = helper.make_graph([], "g", [], [], stored)
     model = helper.make_model(graph)
-    export._store_halves(model, "", {})
+    onnx_storage.store_halves(model, "", {})
     assert {tensor.name: tensor.data_type for tensor in model.graph.initializer} == {
         "exact_half": TensorProto.FLOAT16, "fine": TensorProto.FLOAT, "small": TensorProto.FLOAT,
         "huge": TensorProto.FLOAT}

@@ -445,6 +445,15 @@ def test_overrides_that_change_something_are_accepted(bundle: Path, monkeypatch:
     check_command_line(["run", *arguments])
 
 
+def test_none_which_monai_leaves_out_is_refused_with_what_it_takes(bundle: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle)
+    for arguments in (["--reader", "None"], ["--reader=None"]):
+        with pytest.raises(ValueError, match=r"--reader None would change nothing: write --reader '\$None'"):
+            check_command_line(["run", "--config_file", INFERENCE, *arguments])
+    check_command_line(["run", "--config_file", INFERENCE, "--reader", "$None", "--run_id", "None"])
+
+
 def test_outside_the_command_nothing_is_changed() -> None:
     hook = sys.excepthook
     check_command_line()

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import LABELS, oblique_affine, subject, write_data
+from bundles import CONFIGS, LABELS, oblique_affine, subject, write_data
 from miniature import tiny_painter
+from monai.bundle.config_parser import ConfigParser
 from monai.data.dataloader import DataLoader
 from monai.data.dataset import Dataset
 from monai.data.meta_tensor import MetaTensor
@@ -19,6 +20,7 @@ from monai.data.utils import decollate_batch
 from monai.transforms.compose import Compose
 from monai.transforms.io.dictionary import LoadImaged, SaveImaged
 from monai.transforms.utility.dictionary import EnsureChannelFirstd
+from tiny import add_reader, write_weights
 from torch import nn
 
 from mvg_core.backends import TorchBackend
@@ -28,12 +30,15 @@ from mvg_core.bundle.prompts_folder import PromptsError, add_case
 from mvg_core.bundle.references import ReferenceSource
 from mvg_core.bundle.tensors import to_volumes
 from mvg_core.engine import VolumeEngine
+from mvg_core.network.errors import CheckpointError
 from mvg_core.predict import PredictionWarning, Predictor
+from mvg_core.reader_backends import TorchReader, load_reader
 from mvg_core.references import Reference
 from mvg_core.tasks import Task
 from mvg_core.training.reading import LoadVolumesd
 from mvg_core.volume import Geometry, Volume
 from mvg_core.volume_io import read_volume, write_volume
+from mvg_core.weights import WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +63,10 @@ def inferer(prompts: Path) -> InContextInferer:
     return InContextInferer(ReferenceSource(prompts))
 
 
-def answered(query: Volume, network: nn.Module, preset: str = "balanced") -> np.ndarray:
+def answered(query: Volume, network: nn.Module, preset: str = "balanced", reader: TorchReader | None = None
+             ) -> np.ndarray:
     """By the library, without MONAI."""
-    engine = VolumeEngine(Predictor(TorchBackend(network, "cpu")), preset)
+    engine = VolumeEngine(Predictor(TorchBackend(network, "cpu", reader=reader)), preset)
     return engine.solve(query, Reference(*subject(5)), Task.segmentation(LABELS)).volume.array
 
 
@@ -213,6 +219,47 @@ def test_settings_reach_the_engine(prompts: Path, network: nn.Module, data: Path
     assert all(not torch.equal(answers[0], other) for other in answers[1:])
     with pytest.raises(ValueError, match="n_prompts must be at least 1"):
         InContextInferer(ReferenceSource(prompts), parts={"n_prompts": 0})
+
+
+# --- the reader ---
+
+
+def test_label_maps_are_read_as_the_library_reads_them(tmp_path: Path, prompts: Path, network: nn.Module) -> None:
+    path, (image, _) = add_reader(tmp_path), subject(3)
+    write_volume(image, tmp_path / "a.nii.gz")
+    batch = loaded(tmp_path / "a.nii.gz")
+    with_it, without = (InContextInferer(ReferenceSource(prompts), preset="plain", reader=reader)
+                        for reader in (path, None))
+    answer = with_it(batch, network)
+    np.testing.assert_array_equal(answer.numpy()[0, 0], answered(image, network, "plain", load_reader(path)))
+    assert not torch.equal(answer, without(batch, network))
+
+
+def test_readers_that_are_not_right_are_refused_before_anything_is_answered(tmp_path: Path, prompts: Path) -> None:
+    source = ReferenceSource(prompts)
+    with pytest.raises(WeightsError, match=r"no reader .*model_reader\.pt: restore it"):
+        InContextInferer(source, reader=str(tmp_path / "model_reader.pt"))
+    path = add_reader(tmp_path)
+    path.write_bytes(path.read_bytes() + b"!")
+    with pytest.raises(WeightsError, match=r"model_reader\.pt was changed or damaged"):
+        InContextInferer(source, reader=path)
+    with pytest.raises(CheckpointError, match="holds a 'compact' network where a reader is needed"):
+        InContextInferer(source, reader=write_weights(tmp_path / "model.pt"))
+
+
+@pytest.mark.parametrize("said", [{}, {"reader": "$None"}, {"reader": "other.pt"}])
+def test_the_config_takes_the_reader_of_the_bundle_if_it_is_there(tmp_path: Path, said: dict[str, str]) -> None:
+    def reader() -> Any:
+        parser = ConfigParser({**ConfigParser.load_config_file(CONFIGS / "inference.json"),
+                               "bundle_root": str(tmp_path), **said})
+        assert parser.get("inferer")["reader"] == "@reader"
+        return parser.get_parsed_content("reader")
+
+    (tmp_path / "models").mkdir()
+    otherwise = None if said.get("reader") != "other.pt" else "other.pt"
+    assert reader() == otherwise
+    path = add_reader(tmp_path / "models")
+    assert reader() == (otherwise if said else path)
 
 
 # --- references ---

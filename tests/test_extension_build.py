@@ -22,6 +22,8 @@ pytest.importorskip("cmake")
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODULE = REPOSITORY / "slicer_extension" / "MVG"
 CMAKE = Path(sys.executable).with_name("cmake")
+ONNX_OF = {"model.pt": ("model_prompt.onnx", "model_query.onnx", "model_maps.onnx"),
+           "model_reader.pt": ("model_reader_terms.onnx", "model_reader_outlines.onnx")}
 SCRIPTED = "lib/Slicer-5.12/qt-scripted-modules"
 
 CATALOG_SCHEMA = {
@@ -183,10 +185,12 @@ def write_weights(root: Path) -> None:
 
     models = root / "bundle" / "models"
     models.mkdir(parents=True, exist_ok=True)
-    (models / "model.pt").write_bytes(b"weights")
-    made_from = hashlib.sha256(b"weights").hexdigest().encode()
-    for name in ("model_prompt.onnx", "model_query.onnx", "model_maps.onnx"):
-        (models / name).write_bytes(b"\x00graph " + made_from + b" end\x00")
+    for weights, names in ONNX_OF.items():
+        content = weights.encode()
+        (models / weights).write_bytes(content)
+        made_from = hashlib.sha256(content).hexdigest().encode()
+        for name in names:
+            (models / name).write_bytes(b"\x00graph " + made_from + b" end\x00")
     for path in list(models.glob("model*")):
         if path.suffix != ".sha256":
             path.with_name(f"{path.name}.sha256").write_text(
@@ -226,8 +230,12 @@ def test_ctest_lists_the_tests(source: Path, package: dict[str, bytes]) -> None:
     (lambda models: (models / "model_query.onnx").unlink(), "model_query.onnx is missing"),
     (lambda models: (models / "model_prompt.onnx.sha256").unlink(), "model_prompt.onnx.sha256 is missing"),
     (lambda models: (models / "model_query.onnx").write_bytes(b"damaged"), "is not the file that"),
+    (lambda models: (models / "model_reader.pt").unlink(), "model_reader.pt is missing"),
+    (lambda models: (models / "model_reader.pt").write_bytes(b"damaged"), "is not the file that"),
+    (lambda models: (models / "model_reader_outlines.onnx").unlink(), "model_reader_outlines.onnx is missing"),
+    (lambda models: (models / "model_reader_terms.onnx.sha256").unlink(), "model_reader_terms.onnx.sha256 is missing"),
 ])
-def test_without_the_right_onnx_files_nothing_is_built(source: Path, tmp_path: Path, break_it, message: str) -> None:
+def test_without_the_right_files_nothing_is_built(source: Path, tmp_path: Path, break_it, message: str) -> None:
     copy = tmp_path / "source"
     shutil.copytree(source, copy)
     break_it(copy / "bundle" / "models")
@@ -236,15 +244,16 @@ def test_without_the_right_onnx_files_nothing_is_built(source: Path, tmp_path: P
     assert message in " ".join(finished.stderr.split())
 
 
-def test_onnx_files_of_other_weights_are_refused(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.pt", "model_reader.pt"])
+def test_onnx_files_of_other_weights_are_refused(source: Path, tmp_path: Path, name: str) -> None:
     import hashlib
 
     copy = tmp_path / "source"
     shutil.copytree(source, copy)
     models = copy / "bundle" / "models"
-    (models / "model.pt").write_bytes(b"newer weights")
+    (models / name).write_bytes(b"newer weights")
     digest = hashlib.sha256(b"newer weights").hexdigest()
-    (models / "model.pt.sha256").write_text(f"{digest}  model.pt\n")
+    (models / f"{name}.sha256").write_text(f"{digest}  {name}\n")
     finished = configure(copy, tmp_path / "build")
     assert finished.returncode != 0
-    assert "was made from other weights" in " ".join(finished.stderr.split())
+    assert f"was made from other weights than bundle/models/{name}" in " ".join(finished.stderr.split())

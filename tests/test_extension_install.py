@@ -226,6 +226,11 @@ def test_missing_weight_files_are_named_with_a_remedy(tmp_path: Path) -> None:
     for name in ("model.pt", "model_prompt.onnx"):
         (models / name).touch()
     (text,) = install.missingFiles(tmp_path)
+    assert "model_reader.pt and model_query.onnx" in text
+    assert "model_reader_terms.onnx and model_reader_outlines.onnx not found" in text
+    assert "git" in text
+    (models / "model_reader.pt").touch()
+    (text,) = install.missingFiles(tmp_path)
     assert "model_query.onnx" in text
     assert "not found" in text
     assert "make package" in text
@@ -240,6 +245,7 @@ def test_versions_of_module_worker_and_weights_are_compared(tmp_path: Path) -> N
     record = tmp_path / "bundle" / "models" / "model.pt.sha256"
     record.parent.mkdir(parents=True)
     record.write_text(f"{'a' * 64}  model.pt\n")
+    record.with_name("model_reader.pt.sha256").write_text(f"{'c' * 64}  model_reader.pt\n")
     import mvg_core
 
     same = ({"version": mvg_core.__version__}, {"weights": {"sha256": "a" * 64}})
@@ -248,3 +254,6 @@ def test_versions_of_module_worker_and_weights_are_compared(tmp_path: Path) -> N
     assert mvg_core.__version__ in version
     assert "9.9" in version
     assert "bbbbbbbbbbbb" in weights
+    for sha256, problems in (("c" * 64, 0), ("d" * 64, 1), ("", 0)):
+        capabilities = {"weights": {"sha256": "a" * 64, "reader_sha256": sha256}}
+        assert len(install.versionProblems(tmp_path, same[0], capabilities)) == problems

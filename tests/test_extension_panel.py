@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import slicer_scenes
-from tiny import WITH_MAPS, tiny_network
+from tiny import WITH_MAPS, add_reader, tiny_network
 
 pytest.importorskip("PySide6")
 pytest.importorskip("onnxruntime")
@@ -45,7 +45,7 @@ CENTRE = np.array([16, 14, 0])
 @pytest.fixture(scope="session")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An installed mvg_core with a tiny network in place of the shipped one."""
-    from mvg_core.network.checkpoint import save_weights
+    from mvg_core.network.checkpoint import load_network, save_weights
     from mvg_core.network.export import export_onnx
     from mvg_core.weights import file_sha256, record_checksum
 
@@ -58,6 +58,8 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_weights(network, models / "model.pt")
     record_checksum(models / "model.pt")
     export_onnx(network, models, checkpoint_sha256=file_sha256(models / "model.pt"))
+    reader = add_reader(models)
+    export_onnx(load_network(reader), models, checkpoint_sha256=file_sha256(reader))
     return root
 
 

@@ -17,7 +17,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from tiny import write_weights
+from tiny import add_reader, write_weights
 from typer.testing import CliRunner
 
 from mvg_core.cli import app
@@ -47,12 +47,14 @@ PACKAGE = package_script()
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped weights (random ones where the checkout has none) and the ONNX files made from them."""
+    """The shipped weights (random ones for those that the checkout lacks) and the ONNX files made from them."""
     models = tmp_path_factory.mktemp("models")
     if (REPOSITORY / "bundle" / "models" / "model.pt").is_file():
         shutil.copytree(REPOSITORY / "bundle" / "models", models, dirs_exist_ok=True)
     else:
         write_weights(models / "model.pt")
+    if not (models / "model_reader.pt").is_file():
+        add_reader(models)
     PACKAGE.export(models)
     return models
 
@@ -108,8 +110,9 @@ def run(environment: Path, command: str, *arguments: str | Path) -> subprocess.C
                           check=False)
 
 
-def test_the_wheel_carries_the_weights_and_both_onnx_files(wheel: Path, models: Path, tmp_path: Path) -> None:
-    carried = ("model.pt", "model_prompt.onnx", "model_query.onnx", "model_maps.onnx")
+def test_the_wheel_carries_the_weights_and_their_onnx_files(wheel: Path, models: Path, tmp_path: Path) -> None:
+    carried = ("model.pt", "model_prompt.onnx", "model_query.onnx", "model_maps.onnx", "model_reader.pt",
+               "model_reader_terms.onnx", "model_reader_outlines.onnx")
     assert [name for name, _ in PACKAGE.check_wheel(wheel, models)] == [f"mvg_core/_weights/{name}" for name in carried]
     other = Path(shutil.copytree(models, tmp_path / "other"))
     (other / "model_query.onnx.sha256").write_text("0" * 64 + "  model_query.onnx\n")

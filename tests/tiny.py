@@ -13,7 +13,9 @@ from mvg_core.network.checkpoint import save_weights
 from mvg_core.network.config import NetworkConfig
 
 TINY = NetworkConfig(size=32, widths=(16, 16, 32, 32, 32), heads=2, depth=1, slots=8, position_grid=4)
+READER = NetworkConfig(architecture="reader", size=32, widths=(8, 8, 16, 16, 16), terms=8)
 WITH_MAPS = replace(TINY, maps=3, maps_widths=(8, 8, 8, 8))
+READER = NetworkConfig(architecture="reader", size=32, widths=(8, 8, 8, 8, 8), terms=8)
 
 
 def tiny_network(config: NetworkConfig = TINY, seed: int = 0) -> ConfiguredModule:
@@ -24,6 +26,13 @@ def tiny_network(config: NetworkConfig = TINY, seed: int = 0) -> ConfiguredModul
         parameter.data += 0.05 * torch.randn_like(parameter)
     network.card = {"licence": "none", "seed": seed}
     return network
+
+
+def add_reader(folder: Path, seed: int = 1) -> Path:
+    """A reader beside the `model.pt` of a folder; what was made from another one goes."""
+    for old in folder.glob("model_reader*"):
+        old.unlink()
+    return write_weights(folder / "model_reader.pt", READER, seed)
 
 
 def write_weights(path: Path, config: NetworkConfig = TINY, seed: int = 0) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,12 +9,14 @@ from typing import Any
 
 from benchmarks.protocol.questions import VOLUMES, Question
 from benchmarks.protocol.rows import NETWORK, Row
+from mvg_core.backends import together
 from mvg_core.engine import EngineConfig, VolumeEngine
 from mvg_core.predict import Prediction, Predictor
+from mvg_core.reader_backends import reader_beside
 from mvg_core.references import Reference
 from mvg_core.tasks import Task
 from mvg_core.volume import Volume
-from mvg_core.weights import find_weights
+from mvg_core.weights import file_sha256, find_weights
 
 WEIGHTS = "mvg_compact"
 
@@ -78,8 +79,10 @@ COMPARED_ONLY = ("engine_no_prior", "engine_no_chaining", *(f"engine_{n}_prompts
 
 @lru_cache(maxsize=1)
 def weights_sha256() -> str:
-    """Of the file of the weights."""
-    return hashlib.sha256(Path(find_weights(WEIGHTS)).read_bytes()).hexdigest()
+    """See `backends.weights_sha256`; nothing is loaded for it."""
+    path = Path(find_weights(WEIGHTS))
+    beside = reader_beside(path)
+    return together(file_sha256(path), "" if beside is None else file_sha256(beside))
 
 
 @lru_cache(maxsize=1)

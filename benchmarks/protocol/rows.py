@@ -17,7 +17,8 @@ CLASSICAL_SEGMENTATION = ("benchmarks/protocol/segment_classical.py", "mvg_core/
 CLASSICAL_IMAGES = ("benchmarks/protocol/restore_classical.py",)
 NETWORK = tuple(f"mvg_core/{part}" for part in (
     "backends.py", "cleanup.py", "codecs.py", "demons.py", "engine", "holes.py", "image_painter.py", "intensity.py",
-    "predict.py", "prompts.py", "readout.py", "references.py", "registration", "slices.py", "tuning.py"))
+    "label_reader.py", "label_readout.py", "predict.py", "prompts.py", "reader_backends.py", "readout.py",
+    "references.py", "registration", "slices.py", "tuning.py"))
 
 
 @dataclass(frozen=True)

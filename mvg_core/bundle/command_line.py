@@ -38,7 +38,7 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
         arguments: of the command; None takes this program's own.
 
     Raises:
-        ValueError: an override names something that no config has.
+        ValueError: an override names something that no config has, or is None, which MONAI leaves out.
     """
     if arguments is None:
         main = getattr(sys.modules.get("__main__"), "__spec__", None)
@@ -56,6 +56,8 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
             near = difflib.get_close_matches(first, sorted(known), n=1)
             hint = f": did you mean --{near[0]}?" if near else ", so --" + name + " would change nothing"
             raise ValueError(f"no config has an item {first!r}{hint}")
+        if first not in _OPTIONS and _value(arguments, f"--{name}") == "None":
+            raise ValueError(f"--{name} None would change nothing: write --{name} '$None'")
 
 
 def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from mvg_core.bundle.served import in_monai_label, told_to_clients
 from mvg_core.bundle.tensors import file_names, to_volumes
 from mvg_core.engine import EngineConfig, VolumeEngine
 from mvg_core.predict import Predictor
+from mvg_core.reader_backends import load_reader
 from mvg_core.references import Reference
 from mvg_core.tasks import Task
 from mvg_core.volume import Volume
@@ -30,13 +33,20 @@ class InContextInferer(Inferer):
         parts: changes to the preset, see `EngineConfig`.
         plane: see `Predictor.predict_volume`.
         window: see `Predictor.predict_volume`.
+        reader: weight file of what reads label maps beside the network, with its checksum beside it; None: the network
+            paints them alone.
         settings: go to `Predictor`.
+
+    Raises:
+        WeightsError, CheckpointError: there is no such reader, or it is damaged or another kind of network.
     """
 
     def __init__(self, references: Callable[[], tuple[list[Reference], Task]], *, preset: str = "balanced",
                  parts: Mapping[str, Any] | None = None, plane: str = "auto",
-                 window: tuple[float, float] | None = None, **settings: Any) -> None:
+                 window: tuple[float, float] | None = None, reader: str | os.PathLike[str] | None = None,
+                 **settings: Any) -> None:
         super().__init__()
+        self._reader = None if reader is None else load_reader(Path(reader))
         self.references, self._plane, self._window, self._settings = references, plane, window, settings
         self._mistake: ValueError | None = None
         try:
@@ -98,7 +108,8 @@ class InContextInferer(Inferer):
             if not (hasattr(network, "encode") and hasattr(network, "config")):
                 raise ValueError(f"the network is a {type(network).__name__}, which cannot encode prompts on their "
                                  "own: use the network_def of inference.json (exported ones are for other programs)")
-            predictor = Predictor(TorchBackend(network, str(device)), **self._settings)
+            reader = None if self._reader is None else self._reader.on(device)
+            predictor = Predictor(TorchBackend(network, str(device), reader=reader), **self._settings)
             self._engine = VolumeEngine(predictor, self._config)
             self._network = network
         return self._engine

@@ -193,13 +193,16 @@ def _compare(predictions: Path, truth: Path, task: TaskName, out: Path, told: Ca
 def _run(settings: Any, out: Path, told: Callable[[int, int], None], *, weights: str, device: str, threads: int | None,
          config: EngineConfig, prompts: int | None, references: int, draws: int, limit: int | None,
          keep_predictions: bool) -> Evaluation:
+    from mvg_core.backends import reader_sha256
     from mvg_core.engine import VolumeEngine
     from mvg_core.evaluation.runner import evaluate_list
 
     config = replace(config, n_prompts=prompts or max(config.n_prompts, references))
     n_prompts = prompts or max(_FEWEST_PROMPTS, references)  # where the engine does not segment
     engine = VolumeEngine.load(weights, config, device=device, threads=threads, n_prompts=n_prompts)
-    solver = {"checkpoint_sha256": engine.predictor.backend.checkpoint_sha256, "engine": config.to_json()}
+    backend = engine.predictor.backend
+    solver = {"checkpoint_sha256": backend.checkpoint_sha256, "reader_sha256": reader_sha256(backend),
+              "engine": config.to_json()}
     return evaluate_list(settings, engine.solve, solver, out, draws=draws, limit=limit,
                          keep_predictions=keep_predictions, progress=told)
 

@@ -72,25 +72,26 @@ def export_onnx(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Write the network as ONNX files, for machines without PyTorch."""
+    """Write the network as ONNX files, for machines without PyTorch; with its reader, if that lies beside it."""
     from mvg_core.backends import ONNX_MAPS, ONNX_PROMPT, ONNX_QUERY
+    from mvg_core.reader_backends import ONNX_OUTLINES, ONNX_TERMS
     from mvg_core.report import check_outputs
     from mvg_core.weights import file_sha256, find_weights, user_folder
 
     folder = output or user_folder() / "onnx"
     folder.mkdir(parents=True, exist_ok=True)
-    check_outputs([(folder / name, (".onnx",)) for name in (ONNX_PROMPT, ONNX_QUERY, ONNX_MAPS)],
-                  overwrite=overwrite)
+    check_outputs([(folder / name, (".onnx",))
+                   for name in (ONNX_PROMPT, ONNX_QUERY, ONNX_MAPS, ONNX_TERMS, ONNX_OUTLINES)], overwrite=overwrite)
     path = find_weights(weights)
     need_torch("export")
     if importlib.util.find_spec("onnx") is None:
         raise RuntimeError("export needs the package onnx: pip install onnx")
-    from mvg_core.network.checkpoint import load_network
     from mvg_core.network.export import export_onnx as export
 
-    beside = path.name if path.parent.resolve() == folder.resolve() else ""
-    for written in export(load_network(path), folder, checkpoint_sha256=file_sha256(path), weights=beside):
-        show_line(f"written: {written}")
+    for source, network in _networks(path):
+        beside = source.name if source.parent.resolve() == folder.resolve() else ""
+        for written in export(network, folder, checkpoint_sha256=file_sha256(source), weights=beside):
+            show_line(f"written: {written}")
 
 
 @app.command(cls=Command)
@@ -100,19 +101,36 @@ def export_safetensors(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Write the weights in a format that cannot hold code; mvg reads it too."""
+    """Write the weights in a format that cannot hold code; mvg reads it too. Their reader goes beside them."""
+    from mvg_core.reader_backends import reader_path
     from mvg_core.report import check_outputs
     from mvg_core.weights import find_weights
 
-    check_outputs([(output, (".safetensors",))], overwrite=overwrite)
+    outputs = [output, reader_path(output)]
+    check_outputs([(one, (".safetensors",)) for one in outputs], overwrite=overwrite)
     path = find_weights(weights)
     need_torch("export")
     if importlib.util.find_spec("safetensors") is None:
         raise RuntimeError("export needs the package safetensors: pip install safetensors")
-    from mvg_core.network.checkpoint import load_network, save_weights
+    from mvg_core.network.checkpoint import save_weights
 
-    save_weights(load_network(path), output)
-    show_line(f"written: {output}")
+    for (_, network), written in zip(_networks(path), outputs, strict=False):  # there may be no reader
+        save_weights(network, written)
+        show_line(f"written: {written}")
+
+
+def _networks(weights: Path) -> list[tuple[Path, Any]]:
+    """The network of a weight file and, if it lies beside it, its reader: each with its file.
+
+    Raises:
+        WeightsError, CheckpointError: one is damaged, or of another kind.
+    """
+    from mvg_core.network.checkpoint import load_network
+    from mvg_core.reader_backends import reader_beside, reader_network
+
+    found = [(weights, load_network(weights))]
+    beside = reader_beside(weights)
+    return found if beside is None else [*found, (beside, reader_network(beside))]
 
 
 def _weights_facts(name_or_path: str) -> dict[str, Any]:
@@ -122,18 +140,21 @@ def _weights_facts(name_or_path: str) -> dict[str, Any]:
         WeightsError, CheckpointError, MissingBackendError: no such file, a damaged one, or nothing that can read it.
     """
     from mvg_core.backends import load_backend
+    from mvg_core.reader_backends import reader_beside
     from mvg_core.weights import file_sha256, find_weights, read_numbers
 
     path = find_weights(name_or_path)
-    facts: dict[str, Any] = {"weights": {"path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)},
+    beside = reader_beside(path)
+    facts: dict[str, Any] = {"weights": {"path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path),
+                                         "reader_sha256": "" if beside is None else file_sha256(beside)},
                              "numbers": read_numbers(path)}
     if importlib.util.find_spec("torch") is None:
         return facts | {"card": load_backend(path).card}
-    from mvg_core.network.checkpoint import load_network
-
-    network = load_network(path)
-    return facts | {"network": network.config.to_json(),
-                    "parameters": sum(parameter.numel() for parameter in network.parameters()), "card": network.card}
+    described, *reader = (
+        {"network": network.config.to_json(),
+         "parameters": sum(parameter.numel() for parameter in network.parameters()), "card": network.card}
+        for _, network in _networks(path))
+    return facts | described | ({"reader": reader[0]} if reader else {})
 
 
 def _outline(value: Any, indent: int = 0) -> list[str]:

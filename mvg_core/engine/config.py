@@ -26,6 +26,11 @@ class EngineConfig:
         prior: a registration's guess: `draft` shows it to the network as an example, `fuse` averages it with the
             network's answer, `both` does both, `off` goes without.
         prior_weight: share of the registration in that average, 0 to 1.
+        reading: other subjects: share of the readout in the network's answer, 0 to 1, where the weights come with a
+            reader; the rest is painted.
+        judge: pictures of three or more other subjects: how well they are painted and read by each other decides on
+            that share.
+        own_reading: the same where labelled slices of the query itself are continued.
         locate: other subjects: an affine registration says where the structures are to be expected.
         retrieval: other subjects that no registration places: looks decide too which of their slices serve, not
             only the share of the way through the volume.
@@ -49,6 +54,9 @@ class EngineConfig:
     n_prompts: int = 3
     prior: Prior = "off"
     prior_weight: float = 0.5
+    reading: float = 1.0
+    own_reading: float = 0.5
+    judge: bool = True
     locate: bool = True
     retrieval: bool = True
     passes: int = 1
@@ -64,7 +72,7 @@ class EngineConfig:
                             ("stop_after", 0), ("tuning", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("trust", "prior_weight"):
+        for name in ("trust", "prior_weight", "reading", "own_reading"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.size % 16:
@@ -134,8 +142,8 @@ _PLAIN = EngineConfig(focus=0, size=192, memory=0, locate=False, stop_after=0)
 PRESETS: Mapping[str, EngineConfig] = MappingProxyType({
     "plain": _PLAIN,
     "fast": EngineConfig(size=128),
-    "balanced": EngineConfig(prior="both", prior_weight=0.4, n_prompts=8),
-    "accurate": EngineConfig(prior="both", prior_weight=0.4, n_prompts=8, tuning=100),
+    "balanced": EngineConfig(prior="both", prior_weight=0.4, n_prompts=8, passes=2),
+    "accurate": EngineConfig(prior="both", prior_weight=0.4, n_prompts=8, passes=2, tuning=100),
 })
 """`plain` paints every slice on its own and whole, at the network's native size; the others are ordered by the time
 that they take. What each part is worth: docs/explanation/volume-engine.md."""

@@ -38,10 +38,12 @@ class Believed:
         alignment: of the reference on the query.
         agreement: mean Dice of its structures with those of the others, as a share of the best one's, 0 to 1; 1 where
             there is nobody to ask.
+        missed: what is read of the query lies elsewhere.
     """
 
     alignment: Alignment
     agreement: float = 1.0
+    missed: bool = False
 
 
 def believed(query: Volume, references: Sequence[Reference], alignments: Sequence[Alignment], *, affine_only: bool
@@ -77,7 +79,7 @@ def _again(part: Volume, reference: Reference, affine_only: bool) -> Alignment |
 
 def _agreements(query: Geometry, references: Sequence[Reference], alignments: Sequence[Alignment]) -> list[float]:
     """Mean Dice of each with the others that show the same labels, as a share of the best; 1 without such others."""
-    grid = _coarse(query)
+    grid = coarse_grid(query)
     labels = [labels_in(reference.label.array) for reference in references]
     maps = [alignment.label(reference.label, grid).array for reference, alignment in
             zip(references, alignments, strict=True)]
@@ -102,7 +104,7 @@ def _mask(reference: Reference, alignment: Alignment, grid: Geometry) -> npt.NDA
 def _common_box(query: Geometry, references: Sequence[Reference], alignments: Sequence[Alignment],
                 shares: Sequence[float]) -> Box | None:
     """Where most of those that agree expect the structures, with a margin; a box on the query's grid."""
-    grid = _coarse(query)
+    grid = coarse_grid(query)
     kept = [number for number, share in enumerate(shares) if share >= DOUBTFUL]
     votes = np.sum([_mask(references[number], alignments[number], grid) for number in kept], axis=0)
     marked = np.argwhere(votes * 2 > len(kept))
@@ -117,8 +119,8 @@ def _common_box(query: Geometry, references: Sequence[Reference], alignments: Se
     return i, j, k
 
 
-def _coarse(query: Geometry) -> Geometry:
-    """The query's grid with fewer voxels."""
+def coarse_grid(query: Geometry) -> Geometry:
+    """A query's grid with fewer voxels, on which regions are compared."""
     shape = [min(n, _VOXELS) for n in query.shape]
     factors = np.array(query.shape) / shape
     affine = query.affine.copy()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mvg_core import __version__
-from mvg_core.backends import BackendChoice
+from mvg_core.backends import BackendChoice, reader_sha256, weights_sha256
 from mvg_core.engine.answer import VolumeAnswer
 from mvg_core.engine.calibration import Calibration
 from mvg_core.engine.config import PRESETS, EngineConfig
@@ -136,7 +136,8 @@ class VolumeEngine:
             "seconds_per_slice": round(seconds / painted, 4), "warnings": run.warnings,
             "engine": self.config.to_json(), "backend": self.predictor.backend.name,
             "checkpoint_sha256": self.predictor.backend.checkpoint_sha256,
-            "calibration": Calibration.shipped().described(self.predictor.backend.checkpoint_sha256),
+            "reader_sha256": reader_sha256(self.predictor.backend),
+            "calibration": Calibration.shipped().described(weights_sha256(self.predictor.backend)),
             "versions": {"mvg-core": __version__, "python": platform.python_version(), "numpy": np.__version__}}
         return Prediction(query.with_array(answer.label), query.with_array(answer.confidence), provenance)
 

@@ -95,10 +95,20 @@ class Stack:
         return first, second
 
     @property
+    def between_mm(self) -> float:
+        """From one slice to the next."""
+        return self.volume.geometry.spacing_mm[self.axis]
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Voxels (h, w) of a slice."""
         first, second = (self.volume.geometry.shape[other] for other in self.in_plane)
         return first, second
+
+    @property
+    def is_ascending(self) -> bool:
+        """Whether slice numbers grow to the right, to the front or to the head."""
+        return self.volume.geometry.axis_codes[self.axis] in "RAS"
 
     @cached_property
     def whole(self) -> Field:

@@ -106,7 +106,7 @@ class Propagation:
             guess = self.painter.decide(prior)
             if guess.any():
                 examples.append(Example(cut.image, cut.label_of_box(guess), weight=config.trust))
-        native = cut.back(self.painter.paint(cut.image, examples))
+        native = cut.back(self.painter.solve(cut.image, examples))
         if prior is not None and config.prior in ("fuse", "both"):
             native += (prior - native) * config.prior_weight  # in place, so that it stays float32
         label = self.painter.decide(native)

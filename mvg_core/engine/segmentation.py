@@ -18,10 +18,14 @@ from mvg_core.engine.calibration import Calibration
 from mvg_core.engine.config import EngineConfig
 from mvg_core.engine.consensus import Believed, believed
 from mvg_core.engine.fields import Stack
+from mvg_core.engine.judging import LEAST_RECALL, recall
+from mvg_core.engine.locating import DISAGREES, WHOLE, Located, locate
 from mvg_core.engine.painter import SlicePainter
 from mvg_core.engine.propagation import Propagation, chains
 from mvg_core.engine.quality import quality_of, suggestions
-from mvg_core.engine.transfer import OWN_EXAMPLES, Subject, Transfer
+from mvg_core.engine.reading import ReferenceReading
+from mvg_core.engine.subject import Subject
+from mvg_core.engine.transfer import OWN_EXAMPLES, Transfer
 from mvg_core.engine.watch import Watch
 from mvg_core.predict import Predictor, look_at, modality_warnings, scaling_for
 from mvg_core.prompts import Support
@@ -86,6 +90,7 @@ class SegmentationRun:
         self._predictor, self._cached = self._within_memory(predictor)
         self._runs: list[Propagation | Transfer] = []
         self._registered: list[Believed] = []
+        self._located: Located | None = None
         self._tuned: dict[str, Any] | None = None
         self._cleaned: tuple[LabelCleanup, ...] = ()
 
@@ -98,7 +103,9 @@ class SegmentationRun:
         watch.check()
         total = self._n_steps
         done = self._align(watch, total)
-        painter = SlicePainter(self._predictor.backend, self._labels, self._predictor.palette, self._cached)
+        painter = SlicePainter(self._predictor.backend, self._labels, self._predictor.palette, self._cached,
+                               self._config.reading if self._others else self._config.own_reading)
+        self._located = self._locate(painter)
         self._runs = self._planned(painter)
         done = self._tune(painter, watch, done, total)
         for run in self._runs:
@@ -141,6 +148,8 @@ class SegmentationRun:
                 "asked_slices": [self._wanted[0], self._wanted[-1]], "network_size": self._runs[0].size,
                 "labelled_slices": list(self._solved), "slice_quality": quality, "doubtful_slices": doubtful,
                 "suggested_slices": suggestions(answer.quality, self._solved, self._query.geometry.shape[self._axis]),
+                "given_up_registrations": [reference.name for reference, found in
+                                           zip(self._others, self._registered, strict=False) if found.missed],
                 "ended_at": sorted(answer.ended), "intensity": self._scaling.to_json(), "tuning": self._tuned,
                 "prompts": [*({"reference": reference.name, "slices": list(self._solved)} for reference in self._own),
                             *(first.described() if isinstance(first, Transfer) else [])],
@@ -189,13 +198,17 @@ class SegmentationRun:
         return [Transfer(self._stack(axis), self._subjects(axis), painter, self._config,
                          own=self._own_label if axis == self._axis else None,
                          solved=self._solved if axis == self._axis else (), keep=len(self._axes) > 1,
-                         wanted=self._wanted if axis == self._axis else None)
+                         wanted=self._wanted if axis == self._axis else None,
+                         located=self._located if axis == self._axis else None)
                 for axis in self._axes]
 
     def _tune(self, painter: SlicePainter, watch: Watch, done: int, total: int) -> int:
-        """Tune on the examples, if asked for; the steps done then."""
+        """Tune on the examples, if asked for and anything is painted; the steps done then."""
         if self._tuning is None:
             return done
+        if painter.share == 1:
+            watch.tell(done + self._tuning.steps, total)
+            return done + self._tuning.steps
         support = Support(tuple(self._runs[0].lessons(self._tuning.most_prompts)), self._task)
         tuned = Predictor(self._predictor.backend, palette=self._predictor.palette, tuning=self._tuning).tune(
             support, lambda step, _: watch.check_and_tell(done + step, total))
@@ -232,6 +245,28 @@ class SegmentationRun:
         self._registered = believed(self._query, self._others, found, affine_only=not bend)
         return done
 
+    def _locate(self, painter: SlicePainter) -> Located | None:
+        """Where the structures are by what is read of whole slices; registrations that miss it are given up.
+
+        What is not even found in the references themselves is not looked for in the query.
+        """
+        if painter.reading is None or not (self._others and self._config.locate and self._config.focus):
+            return None
+        query, subjects = self._stack(self._axis), self._subjects(self._axis)
+        by_whole = ReferenceReading(subjects, painter.reading, WHOLE, 0)
+        if query.n_slices > 1 and recall(subjects, by_whole, painter, WHOLE) < LEAST_RECALL:
+            return None
+        located = locate(query, subjects, by_whole)
+        if located is not None:
+            both = zip(self._registered, self._others, strict=False)  # nothing need be registered
+            self._registered = [self._doubted(located, *each) for each in both]
+        return located
+
+    @staticmethod
+    def _doubted(located: Located, found: Believed, reference: Reference) -> Believed:
+        misses = located.agreement(found.alignment, reference.label) < DISAGREES
+        return replace(found, missed=True) if misses else found
+
     @property
     def match(self) -> float:
         """See `VolumeAnswer.match`."""
@@ -251,7 +286,8 @@ class SegmentationRun:
             subject = Subject(stack, reference.label.array)
             if self._registered:
                 found = self._registered[number]
-                subject = replace(subject, alignment=found.alignment, agreement=found.agreement)
+                subject = replace(subject, alignment=None if found.missed else found.alignment,
+                                  agreement=found.agreement)
             subjects.append(subject)
         return subjects
 

@@ -9,7 +9,6 @@ Shape letters: I J K voxels; h w the in-plane axes of a slice; S side of the net
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,9 +19,13 @@ from mvg_core.engine.answer import VolumeAnswer
 from mvg_core.engine.config import EngineConfig
 from mvg_core.engine.consensus import OUTLIER
 from mvg_core.engine.fields import Cut, Extent, Field, Stack, extent_of
+from mvg_core.engine.judging import FEWEST, share_by_references
+from mvg_core.engine.locating import Located
 from mvg_core.engine.matching import Matching
 from mvg_core.engine.painter import Example, SlicePainter
 from mvg_core.engine.quality import LEAST_QUALITY, quality_of
+from mvg_core.engine.reading import ReferenceReading
+from mvg_core.engine.subject import Subject
 from mvg_core.engine.watch import Watch
 from mvg_core.prompts import Prompt
 from mvg_core.registration import Alignment
@@ -43,52 +46,6 @@ _PIECE = 4_000_000
 """Most voxels for which the registrations' expectations are worked out at once, for memory."""
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A reference of another subject.
-
-    Attributes:
-        stack: its slices, in the plane of the query's.
-        label: label map uint8 (I, J, K), not empty.
-        alignment: how it lies on the query; None where nothing was registered.
-        agreement: how far the other references agree with that, 0 to 1.
-    """
-
-    stack: Stack
-    label: npt.NDArray[np.uint8]
-    alignment: Alignment | None = None
-    agreement: float = 1.0
-
-    @property
-    def weight(self) -> float:
-        """How much it counts beside others: better matches count more."""
-        return 1.0 if self.alignment is None else max(0.05, self.alignment.quality) ** 4 * self.agreement**4
-
-    @cached_property
-    def placed(self) -> Alignment | None:
-        """The alignment, if it puts any label on the query."""
-        labels = self.stack.volume.with_array(self.label)
-        return None if self.alignment is None or self.alignment.box(labels) is None else self.alignment
-
-    @cached_property
-    def first_and_last(self) -> tuple[int, int]:
-        """Of the slices with labels."""
-        return min(self.extents), max(self.extents)
-
-    def place(self, number: int) -> float:
-        """Where a slice lies among those with labels, 0 to 1 from left, back or foot."""
-        first, last = self.first_and_last
-        share = (number - first + 0.5) / (last - first + 1)
-        return share if self.stack.volume.geometry.axis_codes[self.stack.axis] in "RAS" else 1 - share
-
-    @cached_property
-    def extents(self) -> dict[int, Extent]:
-        """Where the labels lie in each slice with labels."""
-        found = {number: extent_of(part, self.stack.spacing_mm)
-                 for number, part in enumerate(np.moveaxis(self.label, self.stack.axis, 0))}
-        return {number: extent for number, extent in found.items() if extent is not None}
-
-
 class Transfer:
     """Labels of other subjects -> labels of the query.
 
@@ -101,11 +58,12 @@ class Transfer:
         solved: numbers of these slices.
         wanted: numbers of the slices that are asked for; None: all.
         keep: keep the probabilities of the labels too.
+        located: where the structures were read; asked where no registration says where they are.
     """
 
     def __init__(self, stack: Stack, subjects: Sequence[Subject], painter: SlicePainter, config: EngineConfig, *,
                  own: npt.NDArray[np.uint8] | None = None, solved: Sequence[int] = (), wanted: range | None = None,
-                 keep: bool = False) -> None:
+                 keep: bool = False, located: Located | None = None) -> None:
         self.stack, self.painter, self.config = stack, painter, config
         self.solved, self._own = sorted(set(solved)), own
         asked = range(stack.n_slices) if wanted is None else wanted
@@ -113,6 +71,7 @@ class Transfer:
         believed = [subject for subject in subjects if subject.agreement >= OUTLIER]
         self._subjects = sorted(believed, key=lambda subject: -subject.weight)
         self._prior = _Prior(stack, self._subjects, painter.labels)
+        self._located = located if self._prior.is_empty else None
         self._extents = self._expected()
         side_mm = max((extent.side_mm for extent in self._extents.values()), default=0.0)
         self.size = stack.pixels(config.focus * side_mm, config.size) if config.focus else config.size
@@ -159,7 +118,7 @@ class Transfer:
         for subject, number in thinned(marked, most):
             shown = subject.stack.whole
             if self.config.focus:
-                side_mm = self.config.focus * max(extent.side_mm for extent in subject.extents.values())
+                side_mm = self.config.focus * subject.side_mm
                 shown = subject.stack.field(subject.extents[number].centre, side_mm, self.size)
             example = self._example(subject, number, shown)
             prompts.append(Prompt(example.image, example.label, subject.stack.name, subject.place(number)))
@@ -176,16 +135,23 @@ class Transfer:
         """Where the structures are expected in each slice of the query, margins included."""
         everywhere = {number: Extent(self.stack.whole.centre, self.stack.whole.side_mm)
                       for number in range(self.stack.n_slices)}
-        if not self.config.focus or self._prior.is_empty:
+        if not self.config.focus:
             return everywhere
-        extents = {number: self._prior.extent(number) for number in range(self.stack.n_slices)}
-        found = {number: extent for number, extent in extents.items() if extent is not None}
+        found = self._located_extents() if self._prior.is_empty else self._prior.extents
         if not found:
             return everywhere
         side = max(extent.side_mm for extent in found.values())
         margin = 1 + round(MARGIN * (max(found) - min(found) + 1))
         low, high = max(0, min(found) - margin), min(self.stack.n_slices - 1, max(found) + margin)
         return {number: Extent(_nearest(found, number).centre, side) for number in range(low, high + 1)}
+
+    def _located_extents(self) -> dict[int, Extent]:
+        """Where structures were read, in fields as large as the references' structures are on average."""
+        if self._located is None:
+            return {}
+        sides = [subject.side_mm for subject in self._subjects]
+        return {number: Extent(extent.centre, float(np.mean(sides)))
+                for number, extent in self._located.extents.items()}
 
     def _found(self, before: VolumeAnswer) -> dict[int, Extent]:
         """The same, by what was found; where nothing was, the slices around say where to look."""
@@ -206,12 +172,13 @@ class Transfer:
         shown = stack.field(extent.centre, config.focus * extent.side_mm, self.size) if config.focus else stack.whole
         cut = stack.cut(number, shown, self.size)
         extra = [*self._own_examples(cut), *([] if before is None else self._neighbours(number, before, cut))]
+        own = list(extra)
         prior = None if config.prior == "off" or self._prior.is_empty else self._prior.of(cut)
         if prior is not None and config.prior in ("draft", "both"):
             guess = self.painter.decide(prior)
             if guess.any():
                 extra.append(Example(cut.image, guess, weight=config.trust))
-        probabilities = self._ensemble(cut, extra)
+        probabilities = self.painter.mixed(lambda: self._ensemble(cut, extra), lambda: self._read(cut, own), self.share)
         if prior is not None and config.prior in ("fuse", "both"):
             probabilities = (1 - config.prior_weight) * probabilities + config.prior_weight * prior
         native = cut.back(probabilities)
@@ -228,6 +195,27 @@ class Transfer:
             examples = [self._example(subject, *self._corresponding(subject, cut)) for subject in mine]
             answers.append(self.painter.paint(cut.image, [*examples, *extra]))
         return np.mean(answers, axis=0)
+
+    @cached_property
+    def share(self) -> float:
+        """Of what is read; the references themselves tell, where there are enough of them, see `judging`."""
+        # In volumes, the middle slices of references say too little of the ends and of what lies elsewhere; and a
+        # network that was tuned on the references would be judged by what it has seen.
+        can_judge = self.config.judge and self.stack.n_slices == 1 and not self.config.tuning
+        if not can_judge or len(self._subjects) < FEWEST or self.painter.reading is None:
+            return self.painter.share
+        return share_by_references(self._subjects, self.painter, self._reading, self.size, self.config)
+
+    def _read(self, cut: Cut, own: Sequence[Example]) -> npt.NDArray[np.float32]:
+        """What the slices of all references, and of the query itself, read."""
+        return self._reading.read(cut, [self._corresponding(subject, cut)[0] for subject in self._subjects],
+                                  [self.painter.moments_of(example) for example in own],
+                                  [example.weight for example in own])
+
+    @cached_property
+    def _reading(self) -> ReferenceReading:
+        assert self.painter.reading is not None  # else it has no share
+        return ReferenceReading(self._subjects, self.painter.reading, self.size, self.config.focus)
 
     def _example(self, subject: Subject, number: int, shown: Field) -> Example:
         cut = subject.stack.cut(number, shown, self.size)
@@ -250,6 +238,10 @@ class Transfer:
     def _corresponding(self, subject: Subject, cut: Cut) -> tuple[int, Field]:
         """The slice of a reference, and the part of it, that shows what a cut of the query shows."""
         there = subject.stack
+        if subject.placed is None and self._located is not None:
+            number = subject.number_at(self._located.place(cut.number))
+            side_mm = self.config.focus * subject.side_mm
+            return number, there.field(subject.extents_near(number).centre, side_mm, cut.size)
         if subject.placed is None:
             return self._matches[subject][cut.number].slice, there.whole
         first, second = self.stack.in_plane
@@ -320,10 +312,12 @@ class _Prior:
         """Whether nothing is expected anywhere."""
         return not self._parts
 
-    def extent(self, number: int) -> Extent | None:
-        """Where structures are expected in a slice."""
-        _, covered = self._slice(number)
-        return extent_of(covered.sum(axis=-1) > LEAST_VOTES, self._stack.spacing_mm)
+    @property
+    def extents(self) -> dict[int, Extent]:
+        """Where structures are expected in the slices in which they are."""
+        each = {number: extent_of(self._slice(number)[1].sum(axis=-1) > LEAST_VOTES, self._stack.spacing_mm)
+                for number in range(self._stack.n_slices)}
+        return {number: extent for number, extent in each.items() if extent is not None}
 
     def of(self, cut: Cut) -> npt.NDArray[np.float32]:
         """(S, S, 1 + L)."""

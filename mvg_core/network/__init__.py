@@ -1,4 +1,4 @@
-"""The networks: one configuration, two architectures."""
+"""The networks: one configuration, three architectures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ def create_network(config: NetworkConfig) -> ConfiguredModule:
         from mvg_core.network.vit import VisionTransformerPainter
 
         return VisionTransformerPainter(config)
+    if config.architecture == "reader":
+        from mvg_core.network.reader import LabelReader
+
+        return LabelReader(config)
     from mvg_core.network.compact import CompactPainter
 
     return CompactPainter(config)

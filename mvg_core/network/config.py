@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Architecture = Literal["compact", "vit"]
+Architecture = Literal["compact", "vit", "reader"]
 
+NORM_GROUPS = 8
+"""Groups of channels that are normalised together in a reader."""
 COARSEST = 16
 """Pixels to a token at the coarsest scale of the compact network: sides of slices are multiples of it."""
 
@@ -19,11 +21,14 @@ class NetworkConfig:
 
     Two architectures share the canvas semantics (prompt image, prompt label, query image, hidden query label):
     `compact` is a convolutional pyramid with attention from the query to encoded prompts, `vit` is the paper's network.
+    The third, `reader`, reads label maps out of features by weights that are fitted to the prompts (`LabelReader`); it
+    stands beside a `compact` one.
 
     Attributes:
-        architecture: `compact` or `vit`.
+        architecture: `compact`, `vit` or `reader`.
         size: native side H = W of one slice in pixels; a canvas is 2 size x size.
-        widths: channels. compact: one per scale (1, 1/2, 1/4, 1/8, 1/16); vit: the single token width.
+        widths: channels. compact: one per scale (1, 1/2, 1/4, 1/8, 1/16); reader: one per scale (1/2 to 1/32); vit: the
+            single token width.
         heads: attention heads (compact: at 1/16; finer scales keep the same width per head).
         depth: transformer blocks. compact: painting blocks at 1/16; vit: all blocks.
         mlp_ratio: hidden width of the MLPs, relative to the token width.
@@ -37,6 +42,7 @@ class NetworkConfig:
         maps: compact only, feature maps whose readout is fitted to the prompts of image-to-image tasks (`FeatureMaps`);
             0: these answers are painted like label maps.
         maps_widths: compact only, channels of what makes the maps, at 1/2, 1/4, 1/8 and 1/16.
+        terms: reader only, learned features of a pixel (at 1/4) that its readout weighs.
 
     Raises:
         ValueError: a value is out of range, or does not fit the others.
@@ -57,20 +63,24 @@ class NetworkConfig:
     drop_path: float = 0.0
     maps: int = 0
     maps_widths: tuple[int, ...] = (40, 72, 104, 128)
+    terms: int = 48
 
     def __post_init__(self) -> None:
-        if self.architecture not in ("compact", "vit"):
-            raise ValueError(f"architecture {self.architecture!r} is unknown: use 'compact' or 'vit'")
-        n_widths = 5 if self.architecture == "compact" else 1
+        if self.architecture not in get_args(Architecture):
+            raise ValueError(f"architecture {self.architecture!r} is unknown: use 'compact', 'vit' or 'reader'")
+        n_widths = 1 if self.architecture == "vit" else 5
         if len(self.widths) != n_widths:
             raise ValueError(f"{self.architecture} needs {n_widths} widths, got {len(self.widths)}: {self.widths}")
-        for name in ("size", "heads", "depth", "slots", "patch", "position_grid", "decoder_width"):
+        for name in ("size", "heads", "depth", "slots", "patch", "position_grid", "decoder_width", "terms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if min(self.widths) < 1:
             raise ValueError(f"widths must be at least 1, got {self.widths}")
         if self.size % self.patch:
             raise ValueError(f"size {self.size} must be a multiple of patch {self.patch}")
+        if self.architecture == "reader":
+            self._check_reader()
+            return
         if self.widths[-1] % self.heads:
             raise ValueError(f"width {self.widths[-1]} cannot be split into {self.heads} heads")
         if not 0.0 <= self.drop_path < 1.0:
@@ -87,6 +97,10 @@ class NetworkConfig:
             raise ValueError(f"maps must be at least 0 and have 4 widths, got {self.maps} and {self.maps_widths}")
         if self.slots < 2:
             raise ValueError(f"slots must be at least 2, half of them serve full resolution, got {self.slots}")
+
+    def _check_reader(self) -> None:
+        if any(width % NORM_GROUPS for width in self.widths):
+            raise ValueError(f"widths of a reader must be multiples of {NORM_GROUPS}, got {self.widths}")
 
     def _check_vit(self) -> None:
         if not self.feature_blocks or not 0 <= min(self.feature_blocks) <= max(self.feature_blocks) < self.depth:
@@ -120,6 +134,7 @@ class NetworkConfig:
 PRESETS: dict[str, NetworkConfig] = {
     # What the project ships: for CPUs and small data.
     "mvg_compact": NetworkConfig(maps=16),
+    "mvg_reader": NetworkConfig(architecture="reader", widths=(32, 64, 96, 128, 160)),
     # The paper's network (Ren et al. 2024, arXiv 2406.05565): ViT-L, canvas 896 x 448.
     "mvg_vit_large": NetworkConfig(
         architecture="vit",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mvg_core.backends import BackendChoice
+from mvg_core.backends import BackendChoice, reader_sha256
 from mvg_core.engine import PRESETS, EngineConfig, VolumeEngine, Watch
 from mvg_core.precision import Precision
 from mvg_core.predict import Prediction, Predictor
@@ -106,7 +106,8 @@ class Solver:
         return {"tasks": list(TASK_KINDS), "presets": {name: config.to_json() for name, config in PRESETS.items()},
                 "backend": backend.name, "device": str(getattr(backend, "device", "cpu")),
                 "precision": getattr(backend, "precision", "fp32"),
-                "weights": {"name": self.weights, "sha256": backend.checkpoint_sha256, "size": backend.size,
+                "weights": {"name": self.weights, "sha256": backend.checkpoint_sha256,
+                            "reader_sha256": reader_sha256(backend), "size": backend.size,
                             "licence": card.get("licence", card.get("license"))}}
 
     def problem(self, work: Work, volumes: Mapping[str, Volume]) -> Problem:

@@ -9,28 +9,24 @@ sharpness are those of the images as they come.
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mvg_core.network import preset
-from mvg_core.network.checkpoint import load_network, load_safely, save_atomically, save_weights
+from mvg_core.network.checkpoint import load_network
 from mvg_core.network.compact import CompactPainter
-from mvg_core.network.maps import FeatureMaps
 from mvg_core.readout import PRIOR_OF
 from mvg_core.training.datasets import read_training_set
 from mvg_core.training.native_slices import NativeSlices, cut_native
+from mvg_core.training.part_trainer import EVERY, PartTrainer
 from mvg_core.training.prompt_tuning import fast_bfloat16
 from mvg_core.training.readout_loss import readout_costs
 from mvg_core.training.recipe import TRAINING_SETS
-from mvg_core.training.record import Record
 from mvg_core.training.restorations import Restorations, RestorationSampler
 
 DATASET_WEIGHTS = {"brain_ms": 2.5, "headneck_ct": 2.0, "fetal_head_us": 1.5, "sarcoma_ct_pet_mr": 1.5,
@@ -65,11 +61,9 @@ class MapsConfig:
 
 STAGE = MapsConfig()
 OTHER_TASKS = ("blur", "resolution", "shading", "curve")
-EVERY = 200
-"""Steps between checkpoints."""
 
 
-class MapsTrainer:
+class MapsTrainer(PartTrainer):
     """Trains feature maps.
 
     Args:
@@ -80,47 +74,26 @@ class MapsTrainer:
         device: where it learns.
     """
 
+    config: MapsConfig
+
     def __init__(self, network: CompactPainter, slices: NativeSlices, config: MapsConfig, folder: Path,
                  device: str = "cpu") -> None:
-        self.network, self.slices, self.config, self.folder = network, slices, config, folder
-        self.device = torch.device(device)
+        self.network, self.slices = network, slices
         maps: Any = network.maps
-        self.maps: FeatureMaps = maps.to(self.device, memory_format=torch.channels_last)
-        own = (self.maps.prior, self.maps.log_shrinkage)
-        rest = [parameter for parameter in self.maps.parameters() if all(parameter is not each for each in own)]
-        self._rates = (1.0, *config.prior_rate)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": rest, "weight_decay": config.weight_decay},
-             *({"params": [each], "weight_decay": 0.0} for each in own)], lr=config.learning_rate, betas=(0.9, 0.98))
-        self.average = AveragedModel(self.maps, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        own = (maps.prior, maps.log_shrinkage)
+        rest = [parameter for parameter in maps.parameters() if all(parameter is not each for each in own)]
+        groups = [{"params": rest, "weight_decay": config.weight_decay},
+                  *({"params": [each], "weight_decay": 0.0, "rate_scale": scale}
+                    for each, scale in zip(own, config.prior_rate, strict=True))]
+        super().__init__("maps", maps, groups, config, folder, device, average=get_ema_multi_avg_fn(config.ema),
+                         every=EVERY)
 
-    def run(self) -> None:
-        """Train to the last step; `weights.pt` then holds the network with the averaged maps."""
-        first = self._resume()
-        record = Record(self.folder, first, 50, lambda line: print(json.dumps(line), flush=True))
-        started = time.perf_counter()
-        for step in range(first, self.config.steps):
-            costs = self.learn(step)
-            record.add(step + 1, costs, self.optimizer.param_groups[0]["lr"])
-            if (step + 1) % EVERY == 0 or step + 1 == self.config.steps:
-                self._save(step + 1)
-        print(f"{self.folder / 'weights.pt'}: {time.perf_counter() - started:.0f} s")
-
-    def learn(self, step: int) -> dict[str, float]:
-        """Take one step; the mean cost of every prior's tasks."""
-        self._set_rate(step)
-        episodes = self.episodes(step)
-        shown, answers, counts, holes, priors = (part.to(self.device) for part in episodes)
+    def costs(self, step: int) -> dict[str, Tensor]:
+        """The mean cost of the episodes of a step, and of every prior's tasks."""
+        shown, answers, counts, holes, priors = (part.to(self.device) for part in self.episodes(step))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
-            costs = readout_costs(self.maps, shown, answers, counts, holes, priors)
-        self.optimizer.zero_grad(set_to_none=True)
-        costs.mean().backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.maps.parameters(), 1.0)
-        if torch.isfinite(norm):  # one bad batch must not poison the weights
-            self.optimizer.step()
-            self.average.update_parameters(self.maps)
-        return {"loss": costs.mean().item(), **_by_prior(costs.detach(), priors), "norm": norm.item(),
-                "skipped": float(not torch.isfinite(norm))}
+            costs = readout_costs(self.part, shown, answers, counts, holes, priors)
+        return {"loss": costs.mean(), **_by_prior(costs.detach(), priors)}
 
     def episodes(self, step: int) -> Restorations:
         """The batch of a step, the same whenever it is asked for."""
@@ -131,32 +104,12 @@ class MapsTrainer:
         return Restorations.cat([sampler.draw(task, number, n_images)
                                  for task, number in (*self.config.episodes, (other, 1))])
 
-    def _set_rate(self, step: int) -> None:
-        falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.config.steps))
-        rate = self.config.learning_rate * min(1.0, (step + 1) / self.config.warm_up) * falling
-        for group, factor in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
-
-    def _resume(self) -> int:
-        path = self.folder / "last.pt"
-        if not path.is_file():
-            return 0
-        stored = load_safely(path)
-        if json.loads(stored["config"]) != json.loads(json.dumps(asdict(self.config))):
-            raise ValueError(f"{path} belongs to another run: train in another folder, or move it away")
-        self.maps.load_state_dict(stored["maps"])
-        self.average.load_state_dict(stored["average"])
-        self.optimizer.load_state_dict(stored["optimizer"])
-        return int(stored["step"])
-
-    def _save(self, step: int) -> None:
-        save_atomically({"maps": self.maps.state_dict(), "average": self.average.state_dict(), "step": step,
-                         "optimizer": self.optimizer.state_dict(), "config": json.dumps(asdict(self.config))},
-                        self.folder / "last.pt")
+    def averaged(self) -> CompactPainter:
+        """The network with the averaged maps."""
         kept = CompactPainter(self.network.config)
         kept.load_state_dict(self.network.state_dict())
         kept.maps.load_state_dict(self.average.module.state_dict())
-        save_weights(kept, self.folder / "weights.pt")
+        return kept
 
 
 def with_maps(path: Path) -> CompactPainter:
@@ -173,8 +126,8 @@ def with_maps(path: Path) -> CompactPainter:
     return network
 
 
-def _by_prior(costs: Tensor, priors: Tensor) -> dict[str, float]:
-    return {kind: costs[priors == number].mean().item() for number, kind in enumerate(PRIOR_OF)}
+def _by_prior(costs: Tensor, priors: Tensor) -> dict[str, Tensor]:
+    return {kind: costs[priors == number].mean() for number, kind in enumerate(PRIOR_OF)}
 
 
 def main() -> None:

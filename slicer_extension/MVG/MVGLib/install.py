@@ -26,7 +26,6 @@ MODULE_FOLDER = Path(__file__).resolve().parents[1]
 REQUIREMENTS = MODULE_FOLDER / "Resources" / "requirements.txt"
 REQUESTER = "MVG"
 
-_WEIGHTS = "bundle/models/model.pt"
 _START = ("import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
           "runpy.run_module('mvg_core', run_name='__main__', alter_sys=True)")
 """Puts our mvg_core before anything that may be installed under the same name."""
@@ -55,14 +54,15 @@ def coreFolder(moduleFolder: Path = MODULE_FOLDER) -> Path:
 
 def missingFiles(core: Path, backend: str = "onnx") -> list[str]:
     """Which weight files a backend lacks, as sentences; empty if all are there."""
-    exported = ("model_prompt.onnx", "model_query.onnx", "model_maps.onnx")
-    needed = ("model.pt", *(exported if backend == "onnx" else ()))
-    # A wheel unpacked by hand keeps them in the package.
-    folders = (core / "bundle" / "models", core / "mvg_core" / "_weights")
+    weights = ("model.pt", "model_reader.pt")
+    exported = ("model_prompt.onnx", "model_query.onnx", "model_maps.onnx", "model_reader_terms.onnx",
+                "model_reader_outlines.onnx")
+    needed = (*weights, *(exported if backend == "onnx" else ()))
+    folders = _weightFolders(core)
     missing = [name for name in needed if not any((folder / name).is_file() for folder in folders)]
     if not missing:
         return []
-    remedy = ("restore it with git, or install the extension again" if "model.pt" in missing else
+    remedy = ("restore it with git, or install the extension again" if set(weights) & set(missing) else
               "run `make package` once in the checkout, or install the extension again")
     return [f"{' and '.join(missing)} not found in {folders[0]}: {remedy}."]
 
@@ -116,9 +116,10 @@ def coreVersion(core: Path) -> str:
     return found.group(1)
 
 
-def weightsChecksum(core: Path) -> str:
-    """The recorded SHA-256 of the shipped weights; empty if there is no record."""
-    for record in (core / f"{_WEIGHTS}.sha256", core / "mvg_core" / "_weights" / "model.pt.sha256"):
+def weightsChecksum(core: Path, name: str = "model.pt") -> str:
+    """The recorded SHA-256 of shipped weights; empty if there is no record."""
+    for folder in _weightFolders(core):
+        record = folder / f"{name}.sha256"
         if record.is_file():
             return record.read_text(encoding="utf-8").split()[0]
     return ""
@@ -131,10 +132,17 @@ def versionProblems(core: Path, health: Mapping[str, Any], capabilities: Mapping
     if ours != theirs:
         problems.append(f"This module is version {ours}, what computes is {theirs}.")
     weights = capabilities.get("weights") or {}
-    expected, found = weightsChecksum(core), str(weights.get("sha256", ""))
-    if expected and found and expected != found:
-        problems.append(f"The weights are others ({found[:12]}) than those of this module ({expected[:12]}).")
+    for name, key in (("model.pt", "sha256"), ("model_reader.pt", "reader_sha256")):
+        expected, found = weightsChecksum(core, name), str(weights.get(key, ""))
+        if expected and found and expected != found:
+            problems.append(f"The weights {name} are others ({found[:12]}) than those of this module "
+                            f"({expected[:12]}).")
     return problems
+
+
+def _weightFolders(core: Path) -> tuple[Path, Path]:
+    """Where weight files may be; a wheel unpacked by hand keeps them in the package."""
+    return core / "bundle" / "models", core / "mvg_core" / "_weights"
 
 
 # --- packages ---
