@@ -28,8 +28,7 @@ class EngineConfig:
         prior_weight: share of the registration in that average, 0 to 1.
         reading: other subjects: share of the readout in the network's answer, 0 to 1, where the weights come with a
             reader; the rest is painted.
-        judge: pictures of three or more other subjects: how well they are painted and read by each other decides on
-            that share.
+        judge: three or more other subjects: how well they are painted and read by each other decides on that share.
         own_reading: the same where labelled slices of the query itself are continued.
         locate: other subjects: an affine registration says where the structures are to be expected.
         retrieval: other subjects that no registration places: looks decide too which of their slices serve, not

@@ -1,8 +1,8 @@
 """How far to trust what is painted and what is read: references that know the answer are asked.
 
-Of pictures, each of some references is solved by the others; what mixes best there is used for the query. Of volumes,
-the references are read by themselves: where even their own structures are not found, what is read says nothing of where
-those of the query are. Both cost as much as a few slices more.
+Each of some references is solved by the others; what mixes best there is used for the query. And volumes are read by
+themselves: where not even the references' own structures are found, what is read says nothing of where those of the
+query are. Both cost as much as a few slices more.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ FEWEST = 3
 """One that is left out must leave others who agree or not."""
 MOST = 6
 """References that are left out, one after the other."""
+PLACES = (0.15, 0.5, 0.85)
+"""Where their slices are solved: not the middle alone, for the ends are harder."""
 LEAST_RECALL = 0.6
 """Structures that are read worse than this (Dice) from the references' own slices are not looked for by reading."""
 RECALLED = 8
@@ -69,9 +71,14 @@ def share_by_references(subjects: Sequence[Subject], painter: SlicePainter, read
 
 def _dice_of_shares(left_out: int, subjects: Sequence[Subject], painter: SlicePainter, reading: ReferenceReading,
                     size: int, config: EngineConfig) -> list[float]:
+    numbers = {subjects[left_out].nearest_labelled(subjects[left_out].number_at(place)) for place in PLACES}
+    found = [_dice_in_slice(left_out, number, subjects, painter, reading, size, config) for number in sorted(numbers)]
+    return np.mean(found, axis=0).tolist()
+
+
+def _dice_in_slice(left_out: int, number: int, subjects: Sequence[Subject], painter: SlicePainter,
+                   reading: ReferenceReading, size: int, config: EngineConfig) -> list[float]:
     subject = subjects[left_out]
-    first, last = subject.first_and_last
-    number = min(subject.extents, key=lambda at: abs(at - (first + last) / 2))
     place = subject.place(number)
     corresponding = [other.number_at(place) for other in subjects]
     examples = [_example(other, at, reading.field_of(other, at), size) for order, (other, at)

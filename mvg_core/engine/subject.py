@@ -58,7 +58,11 @@ class Subject:
 
     def extents_near(self, number: int) -> Extent:
         """Where the labels lie in a slice, or in the nearest that has some."""
-        return self.extents[min(self.extents, key=lambda at: abs(at - number))]
+        return self.extents[self.nearest_labelled(number)]
+
+    def nearest_labelled(self, number: int) -> int:
+        """The slice with labels that is nearest to a slice."""
+        return min(self.extents, key=lambda at: abs(at - number))
 
     @property
     def side_mm(self) -> float:

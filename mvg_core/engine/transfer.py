@@ -199,9 +199,8 @@ class Transfer:
     @cached_property
     def share(self) -> float:
         """Of what is read; the references themselves tell, where there are enough of them, see `judging`."""
-        # In volumes, the middle slices of references say too little of the ends and of what lies elsewhere; and a
-        # network that was tuned on the references would be judged by what it has seen.
-        can_judge = self.config.judge and self.stack.n_slices == 1 and not self.config.tuning
+        # A network that was tuned on the references would be judged by what it has seen.
+        can_judge = self.config.judge and not self.config.tuning
         if not can_judge or len(self._subjects) < FEWEST or self.painter.reading is None:
             return self.painter.share
         return share_by_references(self._subjects, self.painter, self._reading, self.size, self.config)
