@@ -50,7 +50,9 @@ def ball(centre: tuple[float, float, float], shape: tuple[int, int, int] = (64, 
          ) -> tuple[Volume, np.ndarray]:
     """A bright ball, flat along the slices, in noise; and its label map."""
     places = np.indices(shape).astype(float)
-    away = sum(((place - at) / stretch) ** 2 for place, at, stretch in zip(places, centre, (1, 1, 0.4), strict=True))
+    away = np.zeros(shape)
+    for place, at, stretch in zip(places, centre, (1, 1, 0.4), strict=True):
+        away += ((place - at) / stretch) ** 2
     label = (away < radius**2).astype(np.uint8)
     image = np.random.default_rng(0).normal(0.2, 0.05, shape) + 0.6 * label
     return volume(image.astype(np.float32)), label
