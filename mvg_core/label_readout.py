@@ -103,7 +103,7 @@ def scores(weights: npt.NDArray[np.float64], terms: npt.NDArray[np.float32]) -> 
     """Scores (C, SCORES, h, w) of terms (D, h, w), within `BOUND` of a half."""
     plain = weights.T.astype(np.float32) @ terms.reshape(len(terms), -1)
     bounded = 0.5 + BOUND * np.tanh((plain - 0.5) / BOUND)
-    return bounded.reshape(-1, SCORES, *terms.shape[1:])
+    return bounded.reshape(-1, SCORES, *terms.shape[1:]).astype(np.float32, copy=False)
 
 
 def highest_others(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

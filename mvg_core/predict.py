@@ -401,7 +401,7 @@ def _mixed(painted: npt.NDArray[np.float32] | None, read: npt.NDArray[np.float32
         found = read if painted is None else painted
         assert found is not None
         return found
-    return np.float32(1 - share) * painted + np.float32(share) * read
+    return ((1 - share) * painted + share * read).astype(np.float32)
 
 
 def _decide(probabilities: npt.NDArray[np.float32], codec: LabelCodec) -> Labels:

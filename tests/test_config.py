@@ -29,7 +29,7 @@ def test_unknown_fields_are_named():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "unet"}, "architecture 'unet' is unknown: use 'compact' or 'vit'"),
+        ({"architecture": "unet"}, "architecture 'unet' is unknown: use 'compact', 'vit' or 'reader'"),
         ({"widths": (8, 8)}, "compact needs 5 widths, got 2"),
         ({"widths": (8, 8, 16, 32, 0)}, "widths must be at least 1"),
         ({"size": 0}, "size must be at least 1, got 0"),
@@ -71,7 +71,8 @@ def test_a_preset_can_be_changed_and_is_checked_again():
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"no preset 'mvg_huge': choose one of \['mvg_compact', 'mvg_vit_large'\]"):
+    known = r"\['mvg_compact', 'mvg_reader', 'mvg_vit_large'\]"
+    with pytest.raises(ValueError, match=f"no preset 'mvg_huge': choose one of {known}"):
         preset("mvg_huge")
 
 

@@ -77,7 +77,7 @@ class SlicePainter:
             return paint()
         if share == 1:
             return read()
-        return np.float32(1 - share) * paint() + np.float32(share) * read()
+        return ((1 - share) * paint() + share * read()).astype(np.float32)
 
     def read(self, query: npt.NDArray[np.float32], examples: Sequence[Example]) -> npt.NDArray[np.float32]:
         """The same as `solve`, read only."""
